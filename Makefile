@@ -1,0 +1,54 @@
+# Everything a newcomer needs: make demo, make test. Everything a change needs: make check.
+SHELL := /bin/bash
+GOFLAGS_BUILD := -trimpath -ldflags=-s\ -w
+export CGO_ENABLED := 0
+PREFIX ?= /usr/local
+
+.PHONY: demo test check build bench install setup tools lint fmt nightly clean
+
+build: bin/dray bin/dray-guest
+
+bin/%: FORCE
+	go build $(GOFLAGS_BUILD) -o $@ ./cmd/$*
+FORCE:
+
+setup:
+	scripts/setup demo
+
+demo: setup build
+	bin/dray demo
+
+# The whole suite, as it is: with the race detector where that needs no C compiler to be found missing.
+test:
+	scripts/setup test
+	scripts/test
+
+check: tools
+	scripts/setup test
+	scripts/lint
+	$(MAKE) build
+	scripts/test
+
+lint: tools
+	scripts/lint
+
+fmt: tools
+	bin/tools/golangci-lint fmt
+
+tools:
+	scripts/tools
+
+bench: build
+	scripts/setup test
+	scripts/bench
+
+nightly: build
+	scripts/setup test
+	DRAY_NIGHTLY=1 scripts/test
+
+install: build
+	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin bin/dray bin/dray-guest
+	bin/dray man $(DESTDIR)$(PREFIX)/share/man/man1
+
+clean:
+	rm -rf bin
