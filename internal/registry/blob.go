@@ -1,0 +1,88 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"dray/internal/oci"
+)
+
+// Blob returns the bytes [offset, d.Size) of a blob, unverified: who reads them
+// puts a [stream.Verifier] around. The reader mends what passes (see the package
+// comment) and then returns the error that did not; it reads nothing past
+// d.Size. ctx bounds the reader's life, too. The reader must be closed.
+//
+// Where no endpoint has the blob, d.URLs are tried: layers that may not be
+// distributed are kept elsewhere.
+func (r *Repository) Blob(ctx context.Context, d oci.Descriptor, offset int64) (io.ReadCloser, error) {
+	if _, err := oci.ParseDigest(string(d.Digest)); err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	if offset < 0 || d.Size < 0 || offset > d.Size {
+		return nil, fmt.Errorf("open blob %s: offset %d of %d bytes", d.Digest, offset, d.Size)
+	}
+	if offset == d.Size {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	if int64(len(d.Data)) == d.Size {
+		return io.NopCloser(bytes.NewReader(d.Data[offset:])), nil
+	}
+	b := &blob{repository: r, digest: d.Digest, size: d.Size, sources: r.blobSources(d)}
+	reader, err := b.open(ctx, offset)
+	if err != nil {
+		return nil, fmt.Errorf("read blob %s of %s: %w", d.Digest, r.name, err)
+	}
+	return reader, nil
+}
+
+// blob is one blob and where it may be had.
+type blob struct {
+	repository *Repository
+	digest     oci.Digest
+	size       int64
+	sources    []*source // in the order in which they are tried
+
+	mu    sync.Mutex // guards first
+	first int        // index of the first source that has not failed
+}
+
+func (r *Repository) blobSources(d oci.Descriptor) []*source {
+	var sources []*source
+	for _, e := range r.endpoints {
+		if !e.down() || !e.mirror {
+			sources = append(sources, &source{endpoint: e, call: e.pull(http.MethodGet, "blobs/"+string(d.Digest))})
+		}
+	}
+	origin := r.origin()
+	for _, address := range d.URLs {
+		u, err := url.Parse(address)
+		if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !origin.access.PlainHTTP) {
+			continue
+		}
+		access := Access{InsecureSkipVerify: r.client.options.InsecureSkipVerify}
+		if host, _ := r.client.options.hostFor(u.Host, ""); host != nil {
+			access = host.Access
+		}
+		e := &endpoint{
+			client: r.client, scheme: u.Scheme, host: u.Host, access: access, foreign: u,
+			health: r.client.healthOf(u.Scheme + "://" + u.Host),
+		}
+		sources = append(sources, &source{endpoint: e, call: call{method: http.MethodGet, url: u}})
+	}
+	return sources
+}
+
+// open returns a reader of [offset, size), over several connections if the blob
+// is large and its host allows.
+func (b *blob) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	s := b.span(ctx, offset, b.size)
+	if err := s.connect(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}

@@ -1,0 +1,210 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// call is one request to an endpoint.
+type call struct {
+	method string
+	url    *url.URL
+	header http.Header
+	body   func() (io.ReadCloser, error) // opened once per attempt; nil: none
+	size   int64                         // of the body
+	scope  string                        // what a token must allow
+	want   []int                         // statuses that are success
+}
+
+// send makes one attempt at k: it answers challenges and follows redirects, but
+// repeats nothing. The caller closes the response's body. Errors are [*Error],
+// those of the auth files, or of the context.
+func (e *endpoint) send(ctx context.Context, k call) (*http.Response, error) {
+	authorization := ""
+	if e.foreign == nil {
+		var err error
+		if authorization, err = e.grants.current(ctx, e, k.scope); err != nil {
+			return nil, err
+		}
+	}
+	known := authorization != ""
+	for {
+		resp, err := e.follow(ctx, k, authorization)
+		if err == nil {
+			return resp, nil
+		}
+		refused, ok := errors.AsType[*Error](err)
+		if !ok || refused.elsewhere || refused.Status != http.StatusUnauthorized && refused.Status != http.StatusForbidden {
+			return nil, err
+		}
+		// 401 asks for a grant, or for a newer one; 403 may mean that the one we
+		// remembered is too old. One that was made for this request is final.
+		fresh := authorization != "" && !known
+		if e.foreign != nil || fresh || refused.Status == http.StatusForbidden && !known {
+			return nil, err
+		}
+		if authorization, err = e.grants.renew(ctx, e, k.scope, authorization, refused); err != nil {
+			return nil, err
+		}
+		known = false
+	}
+}
+
+// follow sends k and goes where it is sent, up to maxRedirects times. The
+// authorization goes to the endpoint's own scheme and host only.
+func (e *endpoint) follow(ctx context.Context, k call, authorization string) (*http.Response, error) {
+	target := k.url
+	for range maxRedirects {
+		req, err := k.request(ctx, target)
+		if err != nil {
+			return nil, err
+		}
+		own := target.Scheme == e.scheme && target.Host == e.host
+		if own && authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		conn, err := e.connection(target.Host)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := e.client.roundTrip(ctx, conn, req)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			return nil, err
+		}
+		if own {
+			e.health.reached.Store(true)
+		}
+		if slices.Contains(k.want, resp.StatusCode) {
+			return resp, nil
+		}
+		next, err := e.judge(req, resp, own)
+		_ = resp.Body.Close() // nothing more is wanted of it
+		if err != nil {
+			return nil, err
+		}
+		target = next
+	}
+	return nil, &Error{Method: k.method, URL: bare(k.url), kind: ErrProtocol, Err: errors.New("redirected too often")}
+}
+
+func (k *call) request(ctx context.Context, target *url.URL) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, k.method, target.String(), http.NoBody)
+	if err != nil {
+		return nil, &Error{Method: k.method, URL: bare(target), Err: errors.New("make request: bad address"), kind: ErrProtocol}
+	}
+	if k.header != nil {
+		req.Header = k.header.Clone()
+	}
+	if k.body != nil {
+		if req.Body, err = k.body(); err != nil {
+			return nil, err
+		}
+		req.ContentLength = k.size
+		if k.size == 0 {
+			_ = req.Body.Close() // an unread body of length 0 would be sent chunked
+			req.Body = http.NoBody
+		}
+	}
+	return req, nil
+}
+
+// judge returns where resp redirects to, or why it is an error.
+func (e *endpoint) judge(req *http.Request, resp *http.Response, own bool) (*url.URL, error) {
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return redirect(req, resp)
+	}
+	err := statusError(req, resp, e.client.now())
+	err.challenges = parseChallenges(resp.Header.Values("WWW-Authenticate"))
+	switch resp.StatusCode {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusGone:
+		if !own { // an expired signature, as a rule: the endpoint gives a new one
+			err.elsewhere, err.kind = true, ErrUnreachable
+			err.Hint = "the registry redirected there"
+		}
+	}
+	return nil, err
+}
+
+func redirect(req *http.Request, resp *http.Response) (*url.URL, error) {
+	location := resp.Header.Get("Location")
+	next, err := req.URL.Parse(location)
+	switch {
+	case location == "" || err != nil || next.Host == "" || next.Scheme != "http" && next.Scheme != "https":
+		return nil, protocolError(req, "redirected to nowhere")
+	case next.User != nil:
+		return nil, protocolError(req, "redirected to an address with credentials")
+	case next.Scheme == "http" && req.URL.Scheme == "https":
+		return nil, protocolError(req, "redirected from https to http")
+	case resp.StatusCode < 307 && req.Method != http.MethodGet && req.Method != http.MethodHead:
+		return nil, protocolError(req, "redirected with status %d, which would change the method", resp.StatusCode)
+	}
+	return next, nil
+}
+
+// connection returns the pool for host: that of the endpoint for its own, and
+// for others one with their own certificates and settings or, without, the
+// endpoint's.
+func (e *endpoint) connection(host string) (*connection, error) {
+	access := e.access
+	if host != e.host {
+		if other, _ := e.client.options.hostFor(host, ""); other != nil {
+			access = other.Access
+			access.InsecureSkipVerify = access.InsecureSkipVerify || e.client.options.InsecureSkipVerify
+		}
+	}
+	return e.client.connectionTo(strings.ToLower(host), access, e.mirror)
+}
+
+// each tries the repository's endpoints in order until one succeeds. A mirror
+// has one attempt and any error moves on; the origin's error is final.
+func (r *Repository) each(ctx context.Context, byDigest bool, try func(*endpoint) error) error {
+	for _, e := range r.endpoints {
+		if !e.mirror {
+			return e.repeat(ctx, e.retries(), func() error { return try(e) })
+		}
+		if e.digestOnly && !byDigest || e.down() {
+			continue
+		}
+		err := try(e)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		e.giveUp(ctx, err)
+	}
+	panic("registry: internal error: repository without an origin")
+}
+
+// retries returns how often a request is repeated: a mirror's is not, there are
+// others.
+func (e *endpoint) retries() int {
+	if e.mirror {
+		return 0
+	}
+	return e.client.options.Retry.Count
+}
+
+// down tells whether the mirror failed a moment ago.
+func (e *endpoint) down() bool { return e.client.now().UnixNano() < e.health.downTill.Load() }
+
+// giveUp says that another endpoint is used because of err.
+func (e *endpoint) giveUp(ctx context.Context, err error) {
+	if errors.Is(err, ErrUnreachable) || errors.Is(err, errStalled) {
+		e.health.downTill.Store(e.client.now().Add(mirrorPenalty).UnixNano())
+	}
+	e.client.stats.fallbacks.Add(1)
+	e.client.options.Log.LogAttrs(ctx, slog.LevelWarn, "endpoint failed, trying the next",
+		slog.String("host", e.host), slog.String("reason", err.Error()))
+}
