@@ -133,6 +133,33 @@ func (l *Layout) PutBlob(ctx context.Context, d oci.Descriptor, r io.Reader) (oc
 	return d, nil
 }
 
+// LinkBlob takes a blob over from another layout as it is there, unread: as a hard
+// link where one file system holds both directories, otherwise as a copy.
+func (l *Layout) LinkBlob(ctx context.Context, from *Layout, digest oci.Digest) (oci.Descriptor, error) {
+	dir, err := l.writable()
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	f, size, err := from.OpenBlob(digest)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	defer func() { _ = f.Close() }()
+	d := oci.Descriptor{Digest: digest, Size: size}
+	if _, found, err := l.HasBlob(ctx, digest); err != nil || found {
+		return d, err
+	}
+	parent := blobsName + "/" + digest.Algorithm()
+	if err := dir.root.MkdirAll(parent, 0o755); err != nil {
+		return oci.Descriptor{}, fmt.Errorf("link blob %s: %w", digest, err)
+	}
+	err = os.Link(filepath.Join(from.dir, blobName(digest)), filepath.Join(l.dir, blobName(digest)))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return l.PutBlob(ctx, d, f)
+	}
+	return d, durable.SyncDir(filepath.Join(l.dir, parent))
+}
+
 // DeleteBlob removes a blob; [ErrNotFound] when there is none. That no manifest
 // needs it is the caller's affair.
 func (l *Layout) DeleteBlob(_ context.Context, digest oci.Digest) error {
