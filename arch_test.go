@@ -35,6 +35,7 @@ var homes = map[string][]string{
 	"github.com/containerd/ttrpc":            {"internal/guest", "cmd/dray"},
 	"github.com/coreos/go-systemd/v22":       {"internal/guest"},
 	"github.com/klauspost/compress":          {"internal/layer", "internal/apply"},
+	"github.com/moby/profiles/seccomp":       {"internal/bundle"},
 	"github.com/moby/sys/user":               {"internal/bundle", "internal/userns"},
 	"github.com/opencontainers/go-digest":    {"internal/registryd"},
 	"github.com/opencontainers/runtime-spec": {"internal/bundle", "."},

@@ -1,0 +1,257 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// Times that [Run] and [Delete] wait.
+const (
+	DefaultGrace  = 10 * time.Second // between the stop signal and the end, as Docker's
+	deleteTimeout = 30 * time.Second // for a runtime to remove a container
+)
+
+// impatience is how many SIGINT and SIGTERM end a container that does not heed
+// them, as Docker's command line has it.
+const impatience = 3
+
+// idPattern is what runc and crun both take, and no flag.
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// RunOptions say how a bundle is run.
+type RunOptions struct {
+	Runtime  string // path or name; "" is runc, else crun
+	Bundle   string // directory with config.json and rootfs
+	ID       string // letters, digits, '_', '.', '-'; unique below Root
+	Root     string // the runtime's state; "" is its own choice
+	Rootless bool   // as in [Options]
+
+	Stdin  *os.File // nil is empty
+	Stdout io.Writer
+	Stderr io.Writer // may be written to after an error before start, see [StartError]
+
+	// Terminal must be what the bundle's process.terminal is. The runtime then
+	// puts a pseudo terminal between the container and Stdin, which must be a
+	// terminal itself; Stdout should be one.
+	Terminal bool
+
+	// Signals are passed on to the container's first process, see [Signals]; nil
+	// passes none. The third interrupt or termination ends the container.
+	Signals <-chan os.Signal
+
+	StopSignal syscall.Signal // sent when ctx ends, see [ParseSignal]; 0 is SIGTERM
+	Grace      time.Duration  // from StopSignal to SIGKILL; 0 is DefaultGrace
+}
+
+// Signals returns the signals that concern a container rather than who runs it,
+// for [os/signal.Notify].
+func Signals() []os.Signal {
+	return []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH}
+}
+
+// Run runs a bundle to its end and returns the exit code of the container's
+// process, 128+n after signal n. The container is gone when Run returns.
+//
+// A process that never ran is a [*StartError]. When ctx ends, the container gets
+// its stop signal, and after the grace time is killed; the error is then ctx's
+// cause, beside the exit code.
+//
+// When the caller itself is killed, the runtime sends the container SIGTERM; what
+// is left is for [Delete], at the next start. Run keeps its operating system
+// thread, because the kernel ties that to the thread that made the child.
+func Run(ctx context.Context, o RunOptions) (exitCode int, err error) {
+	path, err := FindRuntime(o.Runtime)
+	if err != nil {
+		return -1, err
+	}
+	if err := o.check(); err != nil {
+		return -1, fmt.Errorf("run container %q: %w", o.ID, err)
+	}
+	scratch, err := os.MkdirTemp("", "dray-run-")
+	if err != nil {
+		return -1, fmt.Errorf("run container %s: %w", o.ID, err)
+	}
+	defer func() { _ = os.RemoveAll(scratch) }()
+	pidFile, logFile := filepath.Join(scratch, "pid"), filepath.Join(scratch, "log")
+
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	args := append(globalFlags(path, &o), "--log", logFile, "--log-format", "json",
+		"run", "--bundle", o.Bundle, "--pid-file", pidFile, o.ID)
+	cmd := exec.CommandContext(ctx, path, args...) //nolint:gosec // the runtime that the user named
+	cmd.Env = runtimeEnv()
+	if o.Stdin != nil { // a nil *os.File is not a nil io.Reader
+		cmd.Stdin = o.Stdin
+	}
+	cmd.Stdout, cmd.Stderr = o.Stdout, o.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(o.StopSignal) }
+	cmd.WaitDelay = o.Grace
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	if o.Terminal {
+		// The runtime must be in the terminal's foreground group to read it; its
+		// own messages are in the log.
+		cmd.Stderr = nil
+	} else {
+		// A terminal's interrupt reaches its whole foreground group: alone in its
+		// group, the runtime hears of it once, from here.
+		cmd.SysProcAttr.Setpgid = true
+	}
+	err = o.wait(cmd)
+	code := exitStatus(cmd.ProcessState)
+	deleted := o.cleanUp(ctx, path)
+
+	_, pidErr := os.Stat(pidFile)
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case cmd.ProcessState != nil && code != 0 && pidErr != nil:
+		return code, errors.Join(&StartError{Runtime: path, Message: startMessage(path, logFile, code), Printed: !o.Terminal}, deleted)
+	case errors.As(err, &exit):
+		err = nil
+	}
+	if err = errors.Join(err, deleted); err != nil {
+		return code, fmt.Errorf("run container %s: %w", o.ID, err)
+	}
+	return code, nil
+}
+
+// check validates the options and fills in their defaults.
+func (o *RunOptions) check() error {
+	if !idPattern.MatchString(o.ID) {
+		return fmt.Errorf("ID must be letters, digits, '_', '.' and '-', at most 128: %w", ErrOption)
+	}
+	if o.Bundle == "" {
+		return fmt.Errorf("no bundle given: %w", ErrOption)
+	}
+	if o.Terminal && (o.Stdin == nil || !term.IsTerminal(int(o.Stdin.Fd()))) {
+		return fmt.Errorf("a terminal is wanted, but standard input is none: %w", ErrOption)
+	}
+	if o.StopSignal == 0 {
+		o.StopSignal = unix.SIGTERM
+	}
+	if o.Grace <= 0 {
+		o.Grace = DefaultGrace
+	}
+	return nil
+}
+
+// wait runs cmd to its end and passes signals on meanwhile. The terminal is put
+// back as it was: a runtime that is killed leaves it raw.
+func (o *RunOptions) wait(cmd *exec.Cmd) error {
+	if o.Terminal {
+		if before, err := term.GetState(int(o.Stdin.Fd())); err == nil {
+			defer func() { _ = term.Restore(int(o.Stdin.Fd()), before) }()
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	done := make(chan struct{}) // closed here when cmd has ended
+	var forwarder sync.WaitGroup
+	forwarder.Go(func() { o.forward(cmd.Process, done) })
+	err := cmd.Wait()
+	close(done)
+	forwarder.Wait()
+	return err
+}
+
+func (o *RunOptions) forward(process *os.Process, done <-chan struct{}) {
+	signals := o.Signals
+	for interrupts := 0; ; {
+		select {
+		case <-done:
+			return
+		case s, ok := <-signals:
+			if !ok {
+				signals = nil
+				continue
+			}
+			if s == unix.SIGINT || s == unix.SIGTERM {
+				interrupts++
+			}
+			if interrupts == impatience {
+				s = unix.SIGKILL // what the runtime leaves is deleted afterwards
+			}
+			// It fails when the process has just ended, and then nobody waits for it.
+			_ = process.Signal(s)
+		}
+	}
+}
+
+// cleanUp removes what the runtime has not removed itself.
+func (o *RunOptions) cleanUp(ctx context.Context, path string) error {
+	if o.Root != "" {
+		if _, err := os.Lstat(filepath.Join(o.Root, o.ID)); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
+	return deleteContainer(context.WithoutCancel(ctx), path, o)
+}
+
+// Delete kills and removes a container that an earlier [Run] left because its
+// process was killed. Runtime, ID, Root and Rootless of o are used. No such
+// container is not an error.
+func Delete(ctx context.Context, o RunOptions) error {
+	path, err := FindRuntime(o.Runtime)
+	if err != nil {
+		return err
+	}
+	if !idPattern.MatchString(o.ID) {
+		return fmt.Errorf("delete container %q: %w", o.ID, ErrOption)
+	}
+	return deleteContainer(ctx, path, &o)
+}
+
+func deleteContainer(ctx context.Context, path string, o *RunOptions) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, append(globalFlags(path, o), "delete", "--force", o.ID)...) //nolint:gosec // the runtime that the user named
+	cmd.Env = runtimeEnv()
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("delete container %s: %w: %s", o.ID, err, strings.TrimSpace(said.String()))
+	}
+	return nil
+}
+
+// exitStatus returns the exit code of a runtime, which is the container's, or -1
+// when it was not started.
+func exitStatus(state *os.ProcessState) int {
+	if state == nil {
+		return -1
+	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return state.ExitCode()
+}
+
+// startMessage says why a container did not start.
+func startMessage(path, logFile string, code int) string {
+	message := lastError(logFile)
+	if message == "" {
+		return fmt.Sprintf("the runtime ended with code %d and said nothing", code)
+	}
+	if isCrun(path) && strings.Contains(message, "hybrid mode") {
+		message += " (crun does not run where controllers of both cgroup versions are in use; runc does)"
+	}
+	return message
+}
