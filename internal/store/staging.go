@@ -1,0 +1,239 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"dray/internal/durable"
+	"dray/internal/oci"
+
+	"golang.org/x/sys/unix"
+)
+
+const lockSuffix = ".lock"
+
+// scratch is a name in the staging area that its holder has alone: the locked
+// file NAME.lock and, once made, the directory NAME.
+type scratch struct {
+	name string
+	path string
+	lock *durable.Lock
+}
+
+// claim waits for the name and removes what a killed holder left under it.
+func (s *Store) claim(ctx context.Context, name string) (*scratch, error) {
+	path := s.path(dirStaging, name)
+	lock, err := durable.Acquire(ctx, path+lockSuffix, durable.Exclusive)
+	if err != nil {
+		return nil, s.Explain(waitError(err))
+	}
+	c := &scratch{name: name, path: path, lock: lock}
+	if err := removeTree(path); err != nil {
+		return nil, errors.Join(err, c.release())
+	}
+	return c, nil
+}
+
+// mkdir makes the empty directory of c.
+func (c *scratch) mkdir() error { return os.Mkdir(c.path, dirPerm) }
+
+// release gives the name up. The directory must be gone: who finds one takes it
+// for what a killed process left.
+func (c *scratch) release() error {
+	// Unlinked while it is held: whoever waits for it notices (durable.TryAcquire).
+	err := os.Remove(c.path + lockSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, c.lock.Release())
+}
+
+// discard removes the directory and gives the name up.
+func (c *scratch) discard() error {
+	return errors.Join(removeTree(c.path), c.release())
+}
+
+// discardTree deletes the trees at paths. Each takes its name away in one step, so
+// that nothing half deleted is ever in its place. The caller holds what keeps
+// others from putting something new there; the work of deleting is done by the
+// returned function, which is never nil, without any lock of the store.
+func (s *Store) discardTree(ctx context.Context, paths ...string) (func() error, error) {
+	trash, err := s.claim(ctx, "trash-"+randomName())
+	if err != nil {
+		return func() error { return nil }, err
+	}
+	if err := trash.mkdir(); err != nil {
+		return trash.release, err
+	}
+	for i, path := range paths {
+		err = os.Rename(path, filepath.Join(trash.path, fmt.Sprint(i)))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return trash.discard, err
+		}
+	}
+	return trash.discard, nil
+}
+
+// sweep removes what nobody holds: the staging area of killed processes and their
+// temporary files.
+func (s *Store) sweep(ctx context.Context) error {
+	orphans, err := s.orphans()
+	for _, c := range orphans {
+		s.log.LogAttrs(ctx, slog.LevelInfo, "removing what a stopped process left", slog.String("path", c.path))
+		err = errors.Join(err, c.discard())
+	}
+	if err != nil {
+		return err
+	}
+	lock, err := durable.TryAcquire(s.path(fileLock), durable.Exclusive)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil // somebody writes records now; the temporary files are left to a later start
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Release() }()
+	temps, err := s.temps()
+	for _, path := range temps {
+		err = errors.Join(err, ignoreMissing(os.Remove(path)))
+	}
+	return err
+}
+
+// sweepStale removes what a power loss may have damaged, at the first opening after
+// each start of the machine.
+func (s *Store) sweepStale(ctx context.Context) error {
+	var last string
+	if err := readRecord(s.path(fileBoot), &last); err == nil && last == s.boot {
+		return nil // a damaged file, or none, only costs another look
+	}
+	lock, err := s.lock(ctx, durable.Exclusive)
+	if err != nil {
+		return err
+	}
+	empty, err := s.takeStale(ctx)
+	if err == nil {
+		err = writeRecord(s.path(fileBoot), s.boot, unsynced)
+	}
+	return errors.Join(err, lock.Release(), empty())
+}
+
+func (s *Store) takeStale(ctx context.Context) (empty func() error, err error) {
+	stale, err := s.stale()
+	if err != nil || len(stale) == 0 {
+		return func() error { return nil }, err
+	}
+	return s.discardTree(ctx, s.sayStale(ctx, stale)...)
+}
+
+// stale lists the objects, below the root, that bear the mark of another boot.
+func (s *Store) stale() ([]string, error) {
+	_, _, stale, err := s.imageDigests()
+	if err != nil {
+		return nil, err
+	}
+	files, err := s.refFiles()
+	if err != nil {
+		return nil, err
+	}
+	stale = append(stale, files.stale...)
+	ids, _, err := s.layerIDs()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		if _, err := s.Layer(id); errors.Is(err, errStale) {
+			stale = append(stale, layerDir(id))
+		}
+	}
+	return stale, nil
+}
+
+// sayStale logs what is going to be removed and returns the paths of it.
+func (s *Store) sayStale(ctx context.Context, stale []string) []string {
+	paths := make([]string, len(stale))
+	for i, name := range stale {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "removing what was not synced before the machine stopped", slog.String("path", name))
+		paths[i] = s.path(name)
+	}
+	return paths
+}
+
+// orphans claims every name in the staging area whose holder is gone.
+func (s *Store) orphans() ([]*scratch, error) {
+	entries, err := os.ReadDir(s.path(dirStaging))
+	if err != nil {
+		return nil, err
+	}
+	var orphans []*scratch
+	for _, entry := range entries {
+		name := strings.TrimSuffix(entry.Name(), lockSuffix)
+		path := s.path(dirStaging, name)
+		lock, err := durable.TryAcquire(path+lockSuffix, durable.Exclusive)
+		if errors.Is(err, durable.ErrLocked) {
+			continue // in use, or claimed a moment ago by its other entry
+		}
+		if err != nil {
+			return orphans, err
+		}
+		orphans = append(orphans, &scratch{name: name, path: path, lock: lock})
+	}
+	return orphans, nil
+}
+
+// temps lists the files that killed writers of records left. Only who holds
+// ROOT/lock exclusively knows that no writer is about.
+func (s *Store) temps() ([]string, error) {
+	dirs := []string{s.root, s.path(dirRefs)}
+	for _, algorithm := range algorithms() {
+		dirs = append(dirs, s.path(dirImages, algorithm))
+	}
+	mounts, err := filepath.Glob(s.path(dirMounts, "*"))
+	if err != nil {
+		return nil, err
+	}
+	var temps []string
+	for _, dir := range append(dirs, mounts...) {
+		names, err := readNames(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if durable.IsTemp(name) {
+				temps = append(temps, filepath.Join(dir, name))
+			}
+		}
+	}
+	return temps, nil
+}
+
+// readNames lists a directory, if it is there and is one.
+func readNames(dir string) ([]string, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}
+
+func algorithms() []string { return []string{oci.SHA256, oci.SHA384, oci.SHA512} }
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

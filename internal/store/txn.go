@@ -1,0 +1,182 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"dray/internal/durable"
+	"dray/internal/oci"
+)
+
+// Txn is the writing of one layer. Its holder is the only writer of that layer,
+// among all goroutines and processes, until [Txn.Commit] or [Txn.Abort]. Exactly
+// one goroutine may end it.
+type Txn struct {
+	store   *Store
+	id      oci.DiffID
+	scratch *scratch // nil when the transaction has ended
+}
+
+// Begin starts to write the layer id, or returns it if it is there: exactly one
+// of the results is set. While another writes the layer Begin waits, and returns
+// what that one made; if it failed, the caller is the writer now. A layer that a
+// power loss may have damaged is removed first.
+func (s *Store) Begin(ctx context.Context, id oci.DiffID) (*Txn, *Layer, error) {
+	layer, err := s.Layer(id)
+	if err == nil {
+		return nil, layer, nil
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return nil, nil, err
+	}
+	if s.readOnly {
+		return nil, nil, fmt.Errorf("write layer %s: store %s: %w", id, s.root, ErrReadOnly)
+	}
+	c, err := s.claim(ctx, id.Digest().Algorithm()+"-"+id.Hex())
+	if err != nil {
+		return nil, nil, fmt.Errorf("write layer %s: %w", id, err)
+	}
+	layer, err = s.Layer(id)
+	if err == nil {
+		return nil, layer, c.release()
+	}
+	if errors.Is(err, errStale) {
+		err = s.dropStaleLayer(ctx, id)
+	} else if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	if err == nil {
+		err = s.Explain(c.mkdir())
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("write layer %s: %w", id, err), c.release())
+	}
+	return &Txn{store: s, id: id, scratch: c}, nil, nil
+}
+
+// dropStaleLayer removes a layer that was never synced before the machine stopped.
+// The caller is the layer's writer, so that nobody puts a good one in its place.
+func (s *Store) dropStaleLayer(ctx context.Context, id oci.DiffID) error {
+	empty, err := s.discardTree(ctx, s.sayStale(ctx, []string{layerDir(id)})...)
+	return errors.Join(err, empty())
+}
+
+// Path returns the directory in which the layer is written: empty at first, mode
+// 0700, in the place of the future layer's directory. It is "" after the end.
+func (t *Txn) Path() string {
+	if t.scratch == nil {
+		return ""
+	}
+	return t.scratch.path
+}
+
+// Dir opens the directory of [Txn.Path]. The caller closes it.
+func (t *Txn) Dir() (*os.File, error) {
+	if t.scratch == nil {
+		return nil, fmt.Errorf("write layer %s: %w", t.id, os.ErrClosed)
+	}
+	return os.Open(t.scratch.path)
+}
+
+// Commit puts the layer in its place, in one step. Everything that can be checked
+// has been: after this the layer is used without a further look. It survives a
+// killed process, and power loss after [Store.Sync]. The store fills in the
+// record's Version, DiffID, UnsyncedBoot and, when zero, Created. After an error the
+// transaction still has to be aborted.
+func (t *Txn) Commit(ctx context.Context, record LayerRecord) (*Layer, error) {
+	if t.scratch == nil {
+		return nil, fmt.Errorf("commit layer %s: %w", t.id, os.ErrClosed)
+	}
+	s := t.store
+	record.Version, record.DiffID, record.UnsyncedBoot = formatVersion, t.id, ""
+	if record.Created.IsZero() {
+		record.Created = s.now().UTC()
+	}
+	if err := t.commit(ctx, record); err != nil {
+		return nil, fmt.Errorf("commit layer %s: %w", t.id, s.Explain(err))
+	}
+	record.UnsyncedBoot = s.boot
+	c := t.scratch
+	t.scratch = nil
+	return &Layer{LayerRecord: record, Path: s.layerPath(t.id)}, c.release()
+}
+
+func (t *Txn) commit(ctx context.Context, record LayerRecord) error {
+	s := t.store
+	raw, err := encodeRecord(record)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{recordName: raw, unsyncedPrefix + s.boot: nil} {
+		if err := os.WriteFile(filepath.Join(t.scratch.path, name), content, filePerm); err != nil {
+			return err
+		}
+	}
+	to := s.layerPath(t.id)
+	if err := os.MkdirAll(filepath.Dir(to), dirPerm); err != nil {
+		return err
+	}
+	lock, err := s.lock(ctx, durable.Shared)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Release() }()
+	return os.Rename(t.scratch.path, to)
+}
+
+// Abort gives the transaction up and removes what was written. It does nothing
+// when the transaction has ended, so that it can be deferred. It works after the
+// end of every context.
+func (t *Txn) Abort() error {
+	if t.scratch == nil {
+		return nil
+	}
+	c := t.scratch
+	t.scratch = nil
+	if err := c.discard(); err != nil {
+		return fmt.Errorf("abort layer %s: %w", t.id, err)
+	}
+	return nil
+}
+
+// Sync makes the layers ids durable: after it they survive power loss. It costs
+// one sync of the file system, none when they all are durable already.
+func (s *Store) Sync(ctx context.Context, ids []oci.DiffID) error {
+	marks := map[string]string{} // mark → directory
+	for _, id := range ids {
+		layer, err := s.Layer(id)
+		if err != nil {
+			return fmt.Errorf("sync: %w", err)
+		}
+		if layer.UnsyncedBoot != "" {
+			marks[filepath.Join(layer.Path, unsyncedPrefix+layer.UnsyncedBoot)] = layer.Path
+		}
+	}
+	if len(marks) == 0 {
+		return nil
+	}
+	if s.readOnly {
+		return fmt.Errorf("sync: store %s: %w", s.root, ErrReadOnly)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	if err := durable.SyncFS(s.root); err != nil {
+		return s.Explain(err)
+	}
+	for mark := range marks {
+		if err := ignoreMissing(os.Remove(mark)); err != nil {
+			return fmt.Errorf("sync: %w", s.Explain(err))
+		}
+	}
+	// All marks first: the first fsync of a directory then carries the others too.
+	for _, dir := range marks {
+		if err := durable.SyncDir(dir); err != nil {
+			return fmt.Errorf("sync: %w", s.Explain(err))
+		}
+	}
+	return nil
+}
