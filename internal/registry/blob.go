@@ -78,11 +78,19 @@ func (r *Repository) blobSources(d oci.Descriptor) []*source {
 }
 
 // open returns a reader of [offset, size), over several connections if the blob
-// is large and its host allows.
+// is large, its host allows and it pays.
 func (b *blob) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
 	s := b.span(ctx, offset, b.size)
+	ranges := b.repository.client.options.Ranges
+	large := ranges.Streams > 1 && b.size-offset >= ranges.MinBytes
+	if large && !b.sources[s.source].health.noRanges.Load() {
+		s.exact, s.probe, s.end = true, true, offset+ranges.MinBytes/leadShare
+	}
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
-	return s, nil
+	if !s.exact {
+		return s, nil
+	}
+	return newWide(ctx, s), nil
 }

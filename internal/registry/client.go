@@ -15,6 +15,7 @@ import (
 type Client struct {
 	options Options
 	now     func() time.Time
+	pays    func(waited, elapsed time.Duration) bool // whether to split, by what limited a blob's lead
 
 	mu          sync.Mutex // guards the fields below; held for no I/O but reading certificates
 	connections map[string]*connection
@@ -58,6 +59,7 @@ func NewClient(o Options) (*Client, error) {
 	return &Client{
 		options:     o,
 		now:         time.Now,
+		pays:        networkBound,
 		connections: map[string]*connection{},
 		healths:     map[string]*health{},
 		authorizers: map[string]*authorizer{},

@@ -26,6 +26,7 @@ var (
 	ErrUnreachable  = errors.New("registry unreachable")                  // name, connection, TLS, time-outs, 429 and 5xx after retries
 	ErrProtocol     = errors.New("registry breaks the protocol")          // lies about ranges, redirects for ever, answers nonsense
 	ErrBlocked      = errors.New("registry is blocked by its settings")   // Host.Blocked
+	errAllOfIt  = errors.New("range request answered with all of it")
 	errStalled      = errors.New("no progress within the time-out")       // cause of a cancelled request
 	errNoRanges     = fmt.Errorf("no ranges are served: %w", ErrProtocol) // where exactly one was needed
 )

@@ -19,6 +19,7 @@ type span struct {
 	blob        *blob
 	offset, end int64
 	exact       bool // asks for exactly its bytes, and fails with errNoRanges where ranges are not served
+	probe       bool // exact until that would fail: then the span goes on to the blob's end
 
 	connect func() error      // opens body at offset; set by blob.span, with its context
 	mend    func(error) error // waits, or changes the source, after a failure
@@ -207,10 +208,11 @@ func (s *span) request(ctx context.Context) error {
 		return nil
 	case resp.ContentLength >= 0 && resp.ContentLength != s.blob.size:
 		return fail(nil, s.mismatch(resp.ContentLength))
-	case s.exact:
-		return s.withoutRanges(ctx, fail(ErrProtocol, errors.New("range request answered with all of it")))
-	case ranged:
-		src.distrust(ctx, errors.New("range request answered with all of it"))
+	case s.exact && !s.probe:
+		return s.withoutRanges(ctx, fail(ErrProtocol, errAllOfIt))
+	case ranged: // and may as well be taken
+		src.distrust(ctx, errAllOfIt)
+		s.widen()
 	}
 	s.whole = slices.Contains(resp.TransferEncoding, "chunked")
 	if _, err := io.CopyN(io.Discard, resp.Body, s.offset); err != nil {
@@ -224,10 +226,18 @@ func (s *span) request(ctx context.Context) error {
 // without, which a span that must be exact cannot.
 func (s *span) withoutRanges(ctx context.Context, why error) error {
 	s.blob.sources[s.source].distrust(ctx, why)
+	s.widen()
 	if s.exact {
 		return errNoRanges
 	}
 	return s.request(ctx)
+}
+
+// widen makes a probe that found no ranges a plain reader of all that follows.
+func (s *span) widen() {
+	if s.probe {
+		s.exact, s.probe, s.end = false, false, s.blob.size
+	}
 }
 
 // checkRange returns how many bytes of the span a partial response has.

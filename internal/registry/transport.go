@@ -27,8 +27,8 @@ type connection struct {
 
 // Idle connections keep buffers and, in the kernel, sockets: few, not for long.
 const (
-	idlePerHost = 8
-	idleTotal   = 16
+	idlePerHost = 16
+	idleTotal   = 24
 	idleTimeout = 15 * time.Second
 )
 
