@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -206,12 +205,8 @@ func (d *Descriptor) check() error {
 
 // decode unmarshals one JSON value and nothing after it.
 func decode(raw []byte, into any) error {
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	if err := decoder.Decode(into); err != nil {
+	if err := json.Unmarshal(raw, into); err != nil {
 		return fmt.Errorf("decode JSON: %w: %w", ErrManifest, err)
-	}
-	if decoder.More() {
-		return fmt.Errorf("decode JSON: more than one value: %w", ErrManifest)
 	}
 	return nil
 }

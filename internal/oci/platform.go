@@ -169,7 +169,7 @@ func generation(p Platform) int {
 
 func knownOS(s string) bool {
 	switch s {
-	case "linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "solaris", "aix", "plan9", "android", "illumos", "wasip1":
+	case "linux", "windows", "darwin", "macos", "freebsd", "netbsd", "openbsd", "solaris", "aix", "plan9", "android", "illumos", "wasip1":
 		return true
 	}
 	return false

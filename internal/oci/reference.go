@@ -60,7 +60,11 @@ func ParseReference(s string) (Reference, error) {
 		return parsePath(s, path, LayoutDir)
 	}
 	if path, ok := strings.CutPrefix(s, "oci-archive:"); ok {
-		return parsePath(s, strings.TrimPrefix(path, "//"), OCIArchive)
+		path = strings.TrimPrefix(path, "//")
+		if strings.HasPrefix(path, "//") { // written as it is, it would lose its root
+			path = "/" + strings.TrimLeft(path, "/")
+		}
+		return parsePath(s, path, OCIArchive)
 	}
 	rest, plain := strings.CutPrefix(s, "http://")
 	explicit := plain
@@ -79,7 +83,7 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, err
 	}
 	host, repository, hasHost := strings.Cut(name, "/")
-	if !hasHost || !explicit && !strings.ContainsAny(host, ".:") && host != "localhost" && strings.ToLower(host) == host {
+	if !hasHost || !explicit && !looksLikeHost(host) {
 		if explicit {
 			return Reference{}, fmt.Errorf("parse reference %q: no repository after the host: %w", clip(s), ErrReference)
 		}
@@ -102,6 +106,12 @@ func ParseReference(s string) (Reference, error) {
 		ref.Tag = DefaultTag
 	}
 	return ref, nil
+}
+
+// looksLikeHost tells whether what stands before the first slash is a host rather
+// than a part of a repository on [DefaultHost], by Docker's rule.
+func looksLikeHost(s string) bool {
+	return strings.ContainsAny(s, ".:") || s == "localhost" || strings.ToLower(s) != s
 }
 
 func parsePath(s, rest string, transport Transport) (Reference, error) {
@@ -142,8 +152,11 @@ func (r Reference) String() string {
 	switch r.Transport {
 	case Registry:
 		name = r.Name()
-		if r.PlainHTTP {
+		switch {
+		case r.PlainHTTP:
 			name = "http://" + name
+		case !looksLikeHost(r.Host): // or it would be read as the first part of a short name
+			name = "https://" + name
 		}
 	case LayoutDir:
 		name = "local://" + r.Path
