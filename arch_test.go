@@ -32,6 +32,7 @@ var testOnly = []string{"internal/testkit"}
 var homes = map[string][]string{
 	"cuelabs.dev/go/oci/ociregistry":         {"internal/registryd"},
 	"github.com/BurntSushi/toml":             {"cmd/dray", "cmd/dray-guest", "internal/guest"},
+	"github.com/VictoriaMetrics/metrics":     {"internal/guest"},
 	"github.com/containerd/ttrpc":            {"internal/guest", "cmd/dray"},
 	"github.com/coreos/go-systemd/v22":       {"internal/guest"},
 	"github.com/klauspost/compress":          {"internal/layer", "internal/apply"},
