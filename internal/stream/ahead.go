@@ -19,7 +19,7 @@ var (
 // for, so cancel what the source waits for first.
 type Ahead struct {
 	free    chan []byte   // empty buffers, capacity = ring size
-	filled  chan filled   // full ones in order, capacity = ring size; closed by run
+	filled  chan filled   // full ones in order, and the end of the context; closed by run
 	stop    chan struct{} // closed by Close
 	stopped sync.Once
 	done    sync.WaitGroup
@@ -39,7 +39,7 @@ type filled struct {
 func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead {
 	a := &Ahead{
 		free:   make(chan []byte, count),
-		filled: make(chan filled, count),
+		filled: make(chan filled, count+1), // room for every buffer and an error without one
 		stop:   make(chan struct{}),
 	}
 	for range count {
@@ -58,7 +58,7 @@ func (a *Ahead) run(ctx context.Context, src io.Reader) {
 		case <-a.stop:
 			return
 		case <-ctx.Done():
-			a.filled <- filled{err: context.Cause(ctx)} // room: a buffer is missing from the ring
+			a.filled <- filled{err: context.Cause(ctx)} // never blocks: it is the last
 			return
 		}
 		n, err := fill(src, buf[:cap(buf)])
