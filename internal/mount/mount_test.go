@@ -1,0 +1,3 @@
+package mount
+
+func victim() int { return 0 }
