@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +17,8 @@ import (
 type Client struct {
 	options Options
 	now     func() time.Time
-	pays    func(waited, elapsed time.Duration) bool // whether to split, by what limited a blob's lead
+	dial    func(ctx context.Context, network, address string) (net.Conn, error) // nil: the network
+	pays    func(waited, elapsed time.Duration) bool                             // whether to split, by what limited a blob's lead
 
 	mu          sync.Mutex // guards the fields below; held for no I/O but reading certificates
 	connections map[string]*connection

@@ -88,7 +88,7 @@ type window struct {
 	queue     chan *part  // parts in order; capacity = number of buffers
 	done      <-chan struct{}
 	cause     func() error // why done is closed
-	stop      func() // ends the workers, waits for them, gives the memory back; once
+	stop      func()       // ends the workers, waits for them, gives the memory back; once
 
 	mu   sync.Mutex // guards next; held while a part is claimed and queued, for their order
 	next int64      // offset of the next part to fetch

@@ -135,18 +135,29 @@ func (e *endpoint) judge(req *http.Request, resp *http.Response, own bool) (*url
 	return nil, err
 }
 
+// redirect returns where resp, a redirect, leads.
 func redirect(req *http.Request, resp *http.Response) (*url.URL, error) {
-	location := resp.Header.Get("Location")
-	next, err := req.URL.Parse(location)
-	switch {
-	case location == "" || err != nil || next.Host == "" || next.Scheme != "http" && next.Scheme != "https":
-		return nil, protocolError(req, "redirected to nowhere")
-	case next.User != nil:
-		return nil, protocolError(req, "redirected to an address with credentials")
-	case next.Scheme == "http" && req.URL.Scheme == "https":
-		return nil, protocolError(req, "redirected from https to http")
-	case resp.StatusCode < 307 && req.Method != http.MethodGet && req.Method != http.MethodHead:
+	if resp.StatusCode < http.StatusTemporaryRedirect && req.Method != http.MethodGet && req.Method != http.MethodHead {
 		return nil, protocolError(req, "redirected with status %d, which would change the method", resp.StatusCode)
+	}
+	return location(req, resp)
+}
+
+// location reads the header of that name. It never leads from https to http; a
+// registry behind a proxy that does not know its own scheme is put right.
+func location(req *http.Request, resp *http.Response) (*url.URL, error) {
+	header := resp.Header.Get("Location")
+	next, err := req.URL.Parse(header)
+	switch {
+	case header == "" || err != nil || next.Host == "" || next.Scheme != "http" && next.Scheme != "https":
+		return nil, protocolError(req, "sent to an address that is none") // which may hold secrets
+	case next.User != nil:
+		return nil, protocolError(req, "sent to an address with credentials")
+	case next.Scheme == "http" && req.URL.Scheme == "https":
+		if next.Host != req.URL.Host {
+			return nil, protocolError(req, "sent from https to http")
+		}
+		next.Scheme = "https"
 	}
 	return next, nil
 }

@@ -63,11 +63,15 @@ func (c *Client) newTransport(conf *tls.Config, mirror bool) *http.Transport {
 	if mirror {
 		dialer.Timeout = min(dialer.Timeout, c.options.Timeouts.MirrorDial)
 	}
+	dial := dialer.DialContext
+	if c.dial != nil {
+		dial = c.dial
+	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // see the package comment
 	return &http.Transport{
 		Proxy:                  c.options.Proxy,
-		DialContext:            dialer.DialContext,
+		DialContext:            dial,
 		TLSClientConfig:        conf,
 		TLSHandshakeTimeout:    c.options.Timeouts.TLS,
 		Protocols:              &protocols,
