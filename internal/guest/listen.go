@@ -76,9 +76,7 @@ func listenAll(ctx context.Context, addresses []string, logger *slog.Logger) (al
 	for name, unused := range passed {
 		logger.LogAttrs(ctx, slog.LevelWarn, "socket of the service manager is not among those to serve", slog.String("name", name))
 		for _, l := range unused {
-			if l != nil {
-				_ = l.Close()
-			}
+			_ = l.Close()
 		}
 	}
 	return all, nil

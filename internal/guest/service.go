@@ -259,7 +259,9 @@ func (s *service) state() (active int, serving bool) {
 func (s *service) pullImage(ctx context.Context, unmarshal func(any) error) (any, error) {
 	started := time.Now()
 	if err := s.begin(); err != nil {
-		return nil, s.refuse(err)
+		refused := s.refuse(err)
+		s.stats.pulled(status.Code(refused), 0)
+		return nil, refused
 	}
 	defer s.end()
 	request := &api.ImagePullRequest{}
@@ -272,12 +274,16 @@ func (s *service) pullImage(ctx context.Context, unmarshal func(any) error) (any
 		slog.Duration("elapsed", elapsed),
 	}
 	if err != nil {
-		st := s.refuse(err)
-		code := status.Code(st)
+		refused := s.refuse(err)
+		code := status.Code(refused)
 		s.stats.pulled(code, elapsed)
+		level := slog.LevelError
+		if _, gone := errors.AsType[*goneError](err); gone {
+			level = slog.LevelWarn // not ours to fix
+		}
 		attrs = append(attrs, slog.String("code", code.String()), slog.String("error", oneLine(err.Error())))
-		s.options.Log.LogAttrs(ctx, slog.LevelError, "pull refused or failed", attrs...)
-		return nil, st
+		s.options.Log.LogAttrs(ctx, level, "pull refused or failed", attrs...)
+		return nil, refused
 	}
 	s.stats.pulled(codes.OK, elapsed)
 	attrs = append(attrs, slog.String("manifest_digest", reply.ManifestDigest.String()))
@@ -288,7 +294,7 @@ func (s *service) pullImage(ctx context.Context, unmarshal func(any) error) (any
 // answer checks and runs one request. A panic of ours becomes an error: one bad
 // request must not take the guest's other containers with it.
 func (s *service) answer(ctx context.Context, unmarshal func(any) error, request *api.ImagePullRequest) (reply Reply, joined bool, err error) {
-	defer s.catch(ctx, &err)
+	defer catch(ctx, s.options.Log, &err)
 	if err := unmarshal(request); err != nil {
 		return Reply{}, false, &requestError{codes.InvalidArgument, "request is not an ImagePullRequest"}
 	}
@@ -299,10 +305,8 @@ func (s *service) answer(ctx context.Context, unmarshal func(any) error, request
 	return s.pulls.pull(ctx, request.GetImageUrl(), bundle)
 }
 
-func (s *service) catch(ctx context.Context, err *error) { catch(ctx, s.options.Log, err) }
-
-// catch turns a panic into an error and its stack into a log record. It must be
-// deferred itself.
+// catch turns a panic into an error and its stack into a log record. It only
+// works as the deferred function itself.
 func catch(ctx context.Context, logger *slog.Logger, err *error) {
 	cause := recover()
 	if cause == nil {

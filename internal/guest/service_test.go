@@ -262,6 +262,18 @@ func TestWireDefinitions(t *testing.T) {
 	}
 }
 
+func TestParseReplyMode(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]guest.ReplyMode{"manifest": guest.ReplyManifest, "config": guest.ReplyConfig, "empty": guest.ReplyEmpty} {
+		if got, err := guest.ParseReplyMode(text); err != nil || got != want {
+			t.Errorf("%s: got %v, %v", text, got, err)
+		}
+	}
+	if _, err := guest.ParseReplyMode("digest"); err == nil {
+		t.Error("an unknown mode was taken")
+	}
+}
+
 func TestRequests(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
