@@ -169,6 +169,12 @@ func isA[E error](err error) bool {
 
 func isRecordHeader(err error) bool { return isA[tls.RecordHeaderError](err) }
 
+// isAlert recognizes a TLS handshake that one side refused.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && (op.Op == "remote error" || op.Op == "local error")
+}
+
 func notFoundName(err error) bool {
 	dns, ok := errors.AsType[*net.DNSError](err)
 	return ok && dns.IsNotFound
@@ -206,9 +212,9 @@ func temporary(err error, reached bool) bool {
 		return temporaryStatus(e.Status)
 	case e.kind != ErrUnreachable: //nolint:errorlint // identity of our own sentinel
 		return false
-	case isA[*tls.CertificateVerificationError](err), isA[tls.AlertError](err), isRecordHeader(err), errors.Is(err, http.ErrSchemeMismatch):
+	case isA[*tls.CertificateVerificationError](err), isRecordHeader(err), errors.Is(err, http.ErrSchemeMismatch):
 		return false
-	case notFoundName(err), errors.Is(err, syscall.ECONNREFUSED):
+	case notFoundName(err), errors.Is(err, syscall.ECONNREFUSED), isAlert(err):
 		return reached
 	}
 	return true

@@ -43,11 +43,13 @@ func newTLSFake(t *testing.T, hook func(w http.ResponseWriter, r *http.Request) 
 	t.Helper()
 	f := unstarted(hook)
 	f.Server = httptest.NewUnstartedServer(f)
-	f.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
+	f.Config.ErrorLog = quiet() // handshakes fail on purpose
 	f.StartTLS()
 	t.Cleanup(f.Close)
 	return f
 }
+
+func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func unstarted(hook func(w http.ResponseWriter, r *http.Request) bool) *fake {
 	return &fake{manifests: map[string][]byte{}, blobs: map[oci.Digest][]byte{}, hook: hook}
@@ -209,7 +211,7 @@ func bubbleFake(t *testing.T, o Options, hook func(w http.ResponseWriter, r *htt
 	t.Helper()
 	f := unstarted(hook)
 	p := &pipes{connections: make(chan net.Conn), done: make(chan struct{})}
-	server := &http.Server{Handler: f, ErrorLog: log.New(io.Discard, "", 0)}
+	server := &http.Server{Handler: f, ErrorLog: quiet()}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(p) })
 	o.AuthFiles, o.CertDirs = []string{}, []string{}

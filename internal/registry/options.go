@@ -240,7 +240,7 @@ func (h *Host) check() error {
 
 func checkLocation(location string) error {
 	u, err := url.Parse("https://" + location)
-	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+	if err != nil || strings.Contains(location, "://") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("location %q is not host[:port][/path]", location)
 	}
 	return nil
