@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -71,16 +73,24 @@ func (d *document) fail(err error, key ...string) error {
 	return e
 }
 
+// mismatch is how the TOML decoder reports a value of the wrong type: in text.
+var mismatch = regexp.MustCompile(`^toml: (?:line ([0-9]+) )?\(last key (".*")\): `)
+
 // syntax returns an error of the TOML decoder without what it quotes of the
 // file: near a password that is not in quotes, that would be the password.
 func (d *document) syntax(err error) error {
-	parse, ok := errors.AsType[toml.ParseError](err)
-	if !ok { // a value of the wrong type; the message has line, key and types
-		return &ConfigError{Path: d.path, Err: errors.New(strings.TrimPrefix(err.Error(), "toml: "))}
+	e := &ConfigError{Path: d.path}
+	if parse, ok := errors.AsType[toml.ParseError](err); ok {
+		e.Key, e.Line, e.Err = parse.LastKey, parse.Position.Line, errors.New("not valid TOML at or after this place")
+	} else {
+		e.Err = errors.New("value of the wrong type")
+		if found := mismatch.FindStringSubmatch(err.Error()); found != nil {
+			e.Line, _ = strconv.Atoi(found[1])
+			e.Key, _ = strconv.Unquote(found[2])
+		}
 	}
-	e := &ConfigError{Path: d.path, Key: parse.LastKey, Err: errors.New("not valid TOML at or after this place")}
-	if d.lines {
-		e.Line = parse.Position.Line
+	if !d.lines {
+		e.Line = 0
 	}
 	return e
 }

@@ -249,7 +249,7 @@ func TestConfigRefusals(t *testing.T) {
 		{"imagepuller: mirror with a password", "[registries.\"a.\"]\nmirror = \"https://me:hunter2@a/\"\n", 2, `registries."a.".mirror`, false, "a user"},
 		{"imagepuller: name", "[registries.\"https://a\"]\n", 1, `registries."https://a"`, false, "want a host name"},
 		{"secret without quotes", "[registries.\"a.\"]\npassword = hunter2\n", 2, `registries."a.".password`, false, "not valid TOML"},
-		{"secret of the wrong type", "[registries.\"a.\"]\npassword = 12345678\n", 0, "", false, "line 2"},
+		{"secret of the wrong type", "[registries.\"a.\"]\npassword = 12345678\n", 2, `registries."a.".password`, false, "value of the wrong type"},
 		{"both", "[extra-env]\n[image]\n", 2, "image", false, `but "extra-env" to imagepuller's`},
 		{"hub: policy", "[kbc]\nname = \"x\"\n[image]\nimage_security_policy_uri = \"kbs:///a/b/c\"\n", 4, "image.image_security_policy_uri", true, "signature policies are not supported by this version: remove the key, and pin images by digest"},
 		{"hub: empty policy", "[image]\nimage_security_policy = \"\"\n", 2, "image.image_security_policy", true, "signature policies"},
@@ -278,6 +278,9 @@ func TestConfigRefusals(t *testing.T) {
 		{"hub: twice", "[[image.registry_config.registry]]\nlocation = \"a.example\"\n[[image.registry_config.registry]]\nprefix = \"a.example\"\n", 0, "image.registry_config.registry", false, "occurs twice"},
 		{"hub: mirror", "[[image.registry_config.registry]]\nlocation = \"a.example\"\nmirror = [{ location = \"\" }]\n", 3, "image.registry_config.registry.mirror", false, "want HOST[:PORT][/PATH]"},
 		{"JSON: policy", `{"image": {"image_security_policy": "x"}}`, 0, "image.image_security_policy", true, "signature policies"},
+		{"hub: table for a value", "[image]\nwork_dir = {}\n", 2, "image.work_dir", false, "value of the wrong type"},
+		{"hub: value for a table", "[image]\nimage_pull_proxy = \"x\"\n", 2, "image.image_pull_proxy", false, "value of the wrong type"},
+		{"JSON: wrong type", `{"image": {"extra_root_certificates": "x"}}`, 0, "image.extra_root_certificates", false, "value of the wrong type"},
 		{"JSON: syntax", "{\n\"image\": {\n\"a\": hunter2}}", 0, "", false, "line 3: not valid JSON"},
 		{"JSON: more", "{}{}", 0, "", false, "more than one JSON value"},
 	}
