@@ -157,7 +157,7 @@ func (l *Layout) LinkBlob(ctx context.Context, from *Layout, digest oci.Digest) 
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return l.PutBlob(ctx, d, f)
 	}
-	return d, durable.SyncDir(filepath.Join(l.dir, parent))
+	return d, nil
 }
 
 // DeleteBlob removes a blob; [ErrNotFound] when there is none. That no manifest
@@ -278,7 +278,8 @@ func (s *Staged) digest(algorithm string) (oci.Digest, error) {
 	return oci.DigestOf(algorithm, h), nil
 }
 
-// publish: content to the disk, then its name, then the directory.
+// publish brings the content to the disk and then gives it its name. That the name
+// is there too matters when index.json leads to it: see [Layout.update].
 func (s *Staged) publish(digest oci.Digest) error {
 	dir, err := s.layout.writable()
 	if err != nil {
@@ -297,8 +298,5 @@ func (s *Staged) publish(digest oci.Digest) error {
 	}
 	err = s.lock.Release()
 	s.lock = nil
-	if digest.Algorithm() != oci.SHA256 { // whose directory Create has made
-		err = errors.Join(err, durable.SyncDir(filepath.Join(s.layout.dir, blobsName)))
-	}
-	return errors.Join(err, durable.SyncDir(filepath.Join(s.layout.dir, parent)))
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -318,7 +319,8 @@ func (l *Layout) hasSubject(d oci.Descriptor) bool {
 
 func unnamed(d oci.Descriptor) bool { return d.Annotations[AnnotationRefName] == "" }
 
-// update changes index.json while it holds the layout's lock.
+// update changes index.json while it holds the layout's lock. The names of all blobs
+// are on the disk before it, once for all that were written.
 func (l *Layout) update(ctx context.Context, change func(*oci.Index) error) (err error) {
 	if _, err := l.writable(); err != nil {
 		return err
@@ -335,7 +337,21 @@ func (l *Layout) update(ctx context.Context, change func(*oci.Index) error) (err
 	if err := change(index); err != nil {
 		return fmt.Errorf("write image layout %s: %w", l.path, err)
 	}
+	if err := l.syncBlobs(); err != nil {
+		return fmt.Errorf("write image layout %s: %w", l.path, err)
+	}
 	return writeIndex(filepath.Join(l.dir, indexName), index)
+}
+
+func (l *Layout) syncBlobs() error {
+	var errs []error
+	for _, algorithm := range []string{oci.SHA256, oci.SHA384, oci.SHA512} {
+		err := durable.SyncDir(filepath.Join(l.dir, blobsName, algorithm))
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, durable.SyncDir(filepath.Join(l.dir, blobsName)))...)
 }
 
 func writeIndex(path string, index *oci.Index) error {

@@ -99,7 +99,9 @@ func Serve(ctx context.Context, s *Server, listener net.Listener) error {
 	if err := server.Shutdown(stop); err != nil {
 		_ = server.Close() // connections that are still busy are cut
 	}
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve registry: %w", err)
+	}
 	return nil
 }
 
@@ -130,19 +132,17 @@ type target struct{ repository, kind, last string }
 
 func parse(path string) target {
 	path = strings.TrimSuffix(strings.TrimPrefix(path, "/v2/"), "/")
-	rest, last, _ := cutLast(path)
-	repository, kind, _ := cutLast(rest)
+	rest, last := cutLast(path)
+	repository, kind := cutLast(rest)
 	if kind == "uploads" {
 		repository = strings.TrimSuffix(repository, "/blobs")
 	}
 	return target{repository, kind, last}
 }
 
-func cutLast(s string) (before, after string, found bool) {
-	if i := strings.LastIndexByte(s, '/'); i >= 0 {
-		return s[:i], s[i+1:], true
-	}
-	return "", s, false
+func cutLast(s string) (before, after string) {
+	i := strings.LastIndexByte(s, '/')
+	return s[:max(i, 0)], s[i+1:]
 }
 
 // prepare checks what the library leaves open.
@@ -169,7 +169,7 @@ func (s *Server) prepareMount(r *http.Request, t target) error {
 	query := r.URL.Query()
 	digest, err := oci.ParseDigest(query.Get("mount"))
 	if err != nil || query.Get("from") == "" {
-		return nil // not a mount, or one that the library refuses
+		return nil //nolint:nilerr // not a mount, or one that the library refuses
 	}
 	if !validRepository(t.repository) || !validRepository(query.Get("from")) {
 		return ociregistry.ErrNameInvalid

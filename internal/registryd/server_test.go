@@ -415,7 +415,7 @@ func TestServeStops(t *testing.T) {
 	t.Parallel()
 	s, err := registryd.New(registryd.Options{Dir: t.TempDir()})
 	must(t, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -425,7 +425,7 @@ func TestServeStops(t *testing.T) {
 	cancel()
 	must(t, <-done)
 	must(t, s.Close())
-	if _, err := net.Dial("tcp", listener.Addr().String()); err == nil {
+	if _, err := new(net.Dialer).DialContext(t.Context(), "tcp", listener.Addr().String()); err == nil {
 		t.Error("it still listens")
 	}
 }

@@ -1,0 +1,119 @@
+package testkit
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// RequireVariable is the environment variable that, set to "all", makes a missing
+// capability a failure: continuous integration sets it.
+const RequireVariable = "DRAY_REQUIRE"
+
+// Cap is something that a test needs of the machine.
+type Cap struct {
+	name  string
+	probe func(t testing.TB) string // why it is missing, or ""
+}
+
+// Need skips the test where one of the capabilities is missing, and says which and
+// why.
+//
+//	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Tool("umoci"))
+func Need(t testing.TB, caps ...Cap) {
+	t.Helper()
+	for _, c := range caps {
+		why := c.probe(t)
+		if why == "" {
+			continue
+		}
+		if os.Getenv(RequireVariable) == "all" {
+			t.Fatalf("%s is required by %s=all: %s", c.name, RequireVariable, why)
+		}
+		t.Skipf("needs %s: %s", c.name, why)
+	}
+}
+
+func reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// Root is user 0 of the initial user namespace, or of one that maps all users.
+func Root() Cap {
+	return Cap{"root", func(testing.TB) string {
+		if os.Geteuid() != 0 {
+			return "the tests run as an ordinary user"
+		}
+		return ""
+	}}
+}
+
+// Tool is a program in PATH.
+func Tool(name string) Cap {
+	return Cap{name, func(testing.TB) string {
+		_, err := exec.LookPath(name)
+		return reason(err)
+	}}
+}
+
+// Mknod is the right to make devices in the test's directory.
+func Mknod() Cap {
+	return Cap{"mknod", func(t testing.TB) string {
+		return reason(unix.Mknod(filepath.Join(t.TempDir(), "null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
+	}}
+}
+
+// Xattr is a directory for tests that takes attributes of these names
+// ("user.x", "trusted.x", "security.capability").
+func Xattr(names ...string) Cap {
+	return Cap{"extended attributes " + strings.Join(names, ", "), func(t testing.TB) string {
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			return err.Error()
+		}
+		for _, name := range names {
+			value := "x"
+			if name == "security.capability" {
+				value = Capability(1)
+			}
+			if err := unix.Lsetxattr(path, name, []byte(value), 0); err != nil {
+				return name + ": " + err.Error()
+			}
+		}
+		return ""
+	}}
+}
+
+// Overlay is the right to mount overlayfs over the test's directory.
+func Overlay() Cap {
+	return Cap{"overlayfs", func(t testing.TB) string {
+		dir := t.TempDir()
+		for _, name := range []string{"lower", "upper", "work", "merged"} {
+			if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+				return err.Error()
+			}
+		}
+		merged := filepath.Join(dir, "merged")
+		options := "lowerdir=" + dir + "/lower,upperdir=" + dir + "/upper,workdir=" + dir + "/work"
+		if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+			return err.Error()
+		}
+		return reason(unix.Unmount(merged, 0))
+	}}
+}
+
+// UserNS is the right to make a user namespace.
+func UserNS() Cap {
+	return Cap{"user namespaces", func(t testing.TB) string {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
+		cmd.SysProcAttr = newUserNS()
+		return reason(cmd.Run())
+	}}
+}
