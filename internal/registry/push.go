@@ -123,8 +123,16 @@ func (u *upload) attempt(ctx context.Context) error {
 	if u.location, err = location(resp.Request, resp); err != nil {
 		return err
 	}
-	return u.finish(ctx, 0)
+	if u.blob.Size < resumableBytes {
+		return u.finish(ctx, 0)
+	}
+	return u.resume(ctx, 0)
 }
+
+// resumableBytes is the size from which a blob is sent apart from the request
+// that ends its upload: only so do registries that can resume keep what has come.
+// For smaller ones sending again costs less than one more request for each.
+const resumableBytes = 1 << 20
 
 func (u *upload) call(method string, target *url.URL, want ...int) call {
 	return call{method: method, url: target, scope: u.endpoint.scope("pull,push"), want: want}
@@ -149,14 +157,16 @@ func (u *upload) progress(ctx context.Context) (int64, error) {
 	return last + 1, nil
 }
 
-// resume sends what is missing as one chunk, then ends the session.
+// resume sends what is missing, then ends the session.
 func (u *upload) resume(ctx context.Context, offset int64) error {
 	if offset == u.blob.Size {
 		return u.finish(ctx, offset)
 	}
 	k := u.call(http.MethodPatch, u.location, http.StatusAccepted)
 	u.setBody(&k, offset)
-	k.header.Set("Content-Range", fmt.Sprintf("%d-%d", offset, u.blob.Size-1))
+	if offset > 0 { // the whole of it is not a chunk to registries that know no chunks
+		k.header.Set("Content-Range", fmt.Sprintf("%d-%d", offset, u.blob.Size-1))
+	}
 	resp, err := u.endpoint.send(ctx, k)
 	if err != nil {
 		return err
