@@ -226,7 +226,7 @@ func readNames(dir string) ([]string, error) {
 	defer func() { _ = f.Close() }()
 	names, err := f.Readdirnames(-1)
 	slices.Sort(names)
-	return names, err
+	return names, ignoreMissing(err) // removed while it was read
 }
 
 func algorithms() []string { return []string{oci.SHA256, oci.SHA384, oci.SHA512} }

@@ -91,7 +91,7 @@ func (r *remover) empty(dir *os.File, depth int) error {
 				return err
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // the end, or removed by another
 			return nil
 		}
 		if err != nil {
