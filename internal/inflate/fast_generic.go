@@ -1,3 +1,5 @@
+//go:build noasm || !amd64
+
 package inflate
 
 // fast decodes symbols as long as there is slack on both sides.
