@@ -38,7 +38,12 @@ func process(config *oci.ImageConfig, rootfs *os.File, o *Options) (*specs.Proce
 	if found.user.UID == 0 {
 		caps.Effective, caps.Permitted = capabilities(), capabilities()
 	}
+	var size *specs.Box
+	if o.Terminal && o.Rows > 0 && o.Columns > 0 {
+		size = &specs.Box{Height: o.Rows, Width: o.Columns}
+	}
 	return &specs.Process{
+		ConsoleSize:  size,
 		Terminal:     o.Terminal,
 		User:         found.user,
 		Args:         args,

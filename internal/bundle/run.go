@@ -22,13 +22,12 @@ import (
 
 // Times that [Run] and [Delete] wait.
 const (
-	DefaultGrace  = 10 * time.Second // between the stop signal and the end, as Docker's
-	deleteTimeout = 30 * time.Second // for a runtime to remove a container
+	DefaultGrace   = 10 * time.Second     // between the stop signal and the end, as Docker's
+	startPoll      = 5 * time.Millisecond // between two looks whether the process runs
+	forceDelay     = 5 * time.Second      // for a runtime to notice that its container was killed
+	drainDelay     = 10 * time.Second     // for Stdout and Stderr to take what is left at the end
+	commandTimeout = 30 * time.Second     // for a runtime's kill or delete
 )
-
-// impatience is how many SIGINT and SIGTERM end a container that does not heed
-// them, as Docker's command line has it.
-const impatience = 3
 
 // idPattern is what runc and crun both take, and no flag.
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
@@ -38,7 +37,7 @@ type RunOptions struct {
 	Runtime  string // path or name; "" is runc, else crun
 	Bundle   string // directory with config.json and rootfs
 	ID       string // letters, digits, '_', '.', '-'; unique below Root
-	Root     string // the runtime's state; "" is its own choice
+	Root     string // directory for the runtime's state, made when missing
 	Rootless bool   // as in [Options]
 
 	Stdin  *os.File // nil is empty
@@ -93,14 +92,14 @@ func Run(ctx context.Context, o RunOptions) (exitCode int, err error) {
 	defer runtime.UnlockOSThread()
 	args := append(globalFlags(path, &o), "--log", logFile, "--log-format", "json",
 		"run", "--bundle", o.Bundle, "--pid-file", pidFile, o.ID)
-	cmd := exec.CommandContext(ctx, path, args...) //nolint:gosec // the runtime that the user named
+	// The end of ctx is supervise's: a runtime that is killed leaves its container.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), path, args...) //nolint:gosec // the runtime that the user named
 	cmd.Env = runtimeEnv()
 	if o.Stdin != nil { // a nil *os.File is not a nil io.Reader
 		cmd.Stdin = o.Stdin
 	}
 	cmd.Stdout, cmd.Stderr = o.Stdout, o.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(o.StopSignal) }
-	cmd.WaitDelay = o.Grace
+	cmd.WaitDelay = drainDelay
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	if o.Terminal {
 		// The runtime must be in the terminal's foreground group to read it; its
@@ -111,21 +110,26 @@ func Run(ctx context.Context, o RunOptions) (exitCode int, err error) {
 		// group, the runtime hears of it once, from here.
 		cmd.SysProcAttr.Setpgid = true
 	}
-	err = o.wait(cmd)
-	code := exitStatus(cmd.ProcessState)
-	deleted := o.cleanUp(ctx, path)
-
+	ended, forced := ctx.Err(), false
+	if ended == nil {
+		ended, forced = o.wait(ctx, cmd, path, pidFile)
+	}
+	code, signaled := exitStatus(cmd.ProcessState)
 	_, pidErr := os.Stat(pidFile)
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
-	case cmd.ProcessState != nil && code != 0 && pidErr != nil:
-		return code, errors.Join(&StartError{Runtime: path, Message: startMessage(path, logFile, code), Printed: !o.Terminal}, deleted)
-	case errors.As(err, &exit):
-		err = nil
+	case forced:
+	case signaled:
+		err = fmt.Errorf("runtime was killed: %w", ended)
+	case errors.As(ended, &exit) && pidErr != nil:
+		err = &StartError{Runtime: path, Message: startMessage(path, logFile, code), Printed: !o.Terminal}
+		return code, errors.Join(err, deleteContainer(ctx, path, &o))
+	case exit == nil:
+		err = ended
 	}
-	if err = errors.Join(err, deleted); err != nil {
+	if err = errors.Join(err, deleteContainer(context.WithoutCancel(ctx), path, &o)); err != nil {
 		return code, fmt.Errorf("run container %s: %w", o.ID, err)
 	}
 	return code, nil
@@ -136,8 +140,8 @@ func (o *RunOptions) check() error {
 	if !idPattern.MatchString(o.ID) {
 		return fmt.Errorf("ID must be letters, digits, '_', '.' and '-', at most 128: %w", ErrOption)
 	}
-	if o.Bundle == "" {
-		return fmt.Errorf("no bundle given: %w", ErrOption)
+	if o.Bundle == "" || o.Root == "" {
+		return fmt.Errorf("no bundle or no directory for the runtime's state given: %w", ErrOption)
 	}
 	if o.Terminal && (o.Stdin == nil || !term.IsTerminal(int(o.Stdin.Fd()))) {
 		return fmt.Errorf("a terminal is wanted, but standard input is none: %w", ErrOption)
@@ -151,57 +155,25 @@ func (o *RunOptions) check() error {
 	return nil
 }
 
-// wait runs cmd to its end and passes signals on meanwhile. The terminal is put
-// back as it was: a runtime that is killed leaves it raw.
-func (o *RunOptions) wait(cmd *exec.Cmd) error {
+// wait runs cmd to its end, supervised. The terminal is put back as it was: a
+// runtime that is killed leaves it raw.
+func (o *RunOptions) wait(ctx context.Context, cmd *exec.Cmd, path, pidFile string) (err error, forced bool) { //nolint:revive,staticcheck // the error is how cmd ended, not a failure of wait
 	if o.Terminal {
 		if before, err := term.GetState(int(o.Stdin.Fd())); err == nil {
 			defer func() { _ = term.Restore(int(o.Stdin.Fd()), before) }()
 		}
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return err, false
 	}
+	s := supervisor{o: o, path: path, process: cmd.Process}
 	done := make(chan struct{}) // closed here when cmd has ended
-	var forwarder sync.WaitGroup
-	forwarder.Go(func() { o.forward(cmd.Process, done) })
-	err := cmd.Wait()
+	var running sync.WaitGroup
+	running.Go(func() { s.supervise(ctx, pidFile, done) })
+	err = cmd.Wait()
 	close(done)
-	forwarder.Wait()
-	return err
-}
-
-func (o *RunOptions) forward(process *os.Process, done <-chan struct{}) {
-	signals := o.Signals
-	for interrupts := 0; ; {
-		select {
-		case <-done:
-			return
-		case s, ok := <-signals:
-			if !ok {
-				signals = nil
-				continue
-			}
-			if s == unix.SIGINT || s == unix.SIGTERM {
-				interrupts++
-			}
-			if interrupts == impatience {
-				s = unix.SIGKILL // what the runtime leaves is deleted afterwards
-			}
-			// It fails when the process has just ended, and then nobody waits for it.
-			_ = process.Signal(s)
-		}
-	}
-}
-
-// cleanUp removes what the runtime has not removed itself.
-func (o *RunOptions) cleanUp(ctx context.Context, path string) error {
-	if o.Root != "" {
-		if _, err := os.Lstat(filepath.Join(o.Root, o.ID)); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-	}
-	return deleteContainer(context.WithoutCancel(ctx), path, o)
+	running.Wait()
+	return err, s.forced
 }
 
 // Delete kills and removes a container that an earlier [Run] left because its
@@ -212,36 +184,54 @@ func Delete(ctx context.Context, o RunOptions) error {
 	if err != nil {
 		return err
 	}
-	if !idPattern.MatchString(o.ID) {
-		return fmt.Errorf("delete container %q: %w", o.ID, ErrOption)
+	if !idPattern.MatchString(o.ID) || o.Root == "" {
+		return fmt.Errorf("delete container %q of %q: %w", o.ID, o.Root, ErrOption)
 	}
 	return deleteContainer(ctx, path, &o)
 }
 
+// deleteContainer removes what the runtime has not removed itself, if anything. A
+// runtime that outlived its caller may be removing it too, and be the first.
 func deleteContainer(ctx context.Context, path string, o *RunOptions) error {
-	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	if !o.hasState() {
+		return nil
+	}
+	if err := command(ctx, path, o, "delete", "--force", o.ID); err != nil && o.hasState() {
+		return fmt.Errorf("delete container %s: %w", o.ID, err)
+	}
+	return nil
+}
+
+func (o *RunOptions) hasState() bool {
+	_, err := os.Lstat(filepath.Join(o.Root, o.ID))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
+// command runs a short command of the runtime's.
+func command(ctx context.Context, path string, o *RunOptions, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, append(globalFlags(path, o), "delete", "--force", o.ID)...) //nolint:gosec // the runtime that the user named
+	cmd := exec.CommandContext(ctx, path, append(globalFlags(path, o), args...)...) //nolint:gosec // the runtime that the user named
 	cmd.Env = runtimeEnv()
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("delete container %s: %w: %s", o.ID, err, strings.TrimSpace(said.String()))
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))
 	}
 	return nil
 }
 
-// exitStatus returns the exit code of a runtime, which is the container's, or -1
-// when it was not started.
-func exitStatus(state *os.ProcessState) int {
+// exitStatus returns the exit code of a runtime, which is the container's, and
+// whether the runtime itself was killed; -1 when it was not started.
+func exitStatus(state *os.ProcessState) (code int, signaled bool) {
 	if state == nil {
-		return -1
+		return -1, false
 	}
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return 128 + int(status.Signal())
+		return 128 + int(status.Signal()), true
 	}
-	return state.ExitCode()
+	return state.ExitCode(), false
 }
 
 // startMessage says why a container did not start.

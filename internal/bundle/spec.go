@@ -70,6 +70,8 @@ type Options struct {
 	User        string            // user[:group], names or numbers; "" is the image's, or root
 	Hostname    string            // "" keeps the caller's host name
 	Terminal    bool              // standard streams are a pseudo terminal
+	Rows        uint              // of the terminal at first; 0 is the runtime's choice
+	Columns     uint              // as Rows
 	Net         NetMode           // the zero value is NetHost
 	Annotations map[string]string // added to the image's, and win over them
 	CgroupsPath string            // absolute; "" is the runtime's choice; not used by Rootless
