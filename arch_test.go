@@ -14,6 +14,7 @@ import (
 // own, never one beside or above it, but for the pairs in beside.
 var layers = [][]string{
 	{"cmd/dray", "cmd/dray-guest"},
+	{"cmd/internal/cli", "internal/demo"},
 	{"."},
 	{"internal/guest"},
 	{"internal/pull", "internal/mount", "internal/bundle"},
@@ -24,29 +25,31 @@ var layers = [][]string{
 	{"internal/oci", "internal/durable"},
 }
 
-// anywhere may be imported by tests of every package, and by no program.
+// testOnly may be imported by tests of every package, and by no program.
 var testOnly = []string{"internal/testkit"}
 
 // homes says where each third-party module may be imported. Everything else is
 // refused: a dependency needs a reason in docs/decisions.md and a line here.
 var homes = map[string][]string{
 	"cuelabs.dev/go/oci/ociregistry":         {"internal/registryd"},
-	"github.com/BurntSushi/toml":             {"cmd/dray", "cmd/dray-guest", "internal/guest"},
+	"github.com/BurntSushi/toml":             {"cmd", "internal/guest"},
 	"github.com/VictoriaMetrics/metrics":     {"internal/guest"},
-	"github.com/containerd/ttrpc":            {"internal/guest", "cmd/dray"},
+	"github.com/VictoriaMetrics/metrics":     {"internal/guest"},
+	"github.com/moby/profiles/seccomp":       {"internal/bundle"},
+	"github.com/containerd/ttrpc":            {"internal/guest", "internal/demo"},
 	"github.com/coreos/go-systemd/v22":       {"internal/guest"},
 	"github.com/klauspost/compress":          {"internal/layer", "internal/apply"},
 	"github.com/moby/profiles/seccomp":       {"internal/bundle"},
 	"github.com/moby/sys/user":               {"internal/bundle", "internal/userns"},
 	"github.com/opencontainers/go-digest":    {"internal/registryd"},
 	"github.com/opencontainers/runtime-spec": {"internal/bundle", "."},
-	"github.com/spf13/cobra":                 {"cmd/dray", "cmd/dray-guest"},
-	"github.com/spf13/pflag":                 {"cmd/dray", "cmd/dray-guest"},
+	"github.com/spf13/cobra":                 {"cmd"},
+	"github.com/spf13/pflag":                 {"cmd"},
 	"github.com/vbauerster/mpb/v8":           {"cmd/dray"},
 	"golang.org/x/sync":                      {"*"},
 	"golang.org/x/sys":                       {"*"},
 	"golang.org/x/term":                      {"cmd/dray", "internal/bundle"},
-	"google.golang.org/grpc":                 {"internal/guest"},
+	"google.golang.org/grpc":                 {"internal/guest", "."},
 	"google.golang.org/protobuf":             {"internal/guest"},
 }
 

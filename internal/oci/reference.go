@@ -36,6 +36,7 @@ type Reference struct {
 	Tag        string // "" only with a digest, or where a layout has one image
 	Digest     Digest // "" unless pinned
 	PlainHTTP  bool   // http:// was typed
+	Short      bool   // Registry: no host was typed, so that Host is the default
 }
 
 // limits and grammar of the distribution specification ("Pulling manifests").
@@ -87,7 +88,7 @@ func ParseReference(s string) (Reference, error) {
 		if explicit {
 			return Reference{}, fmt.Errorf("parse reference %q: no repository after the host: %w", clip(s), ErrReference)
 		}
-		host, repository = DefaultHost, name
+		host, repository, ref.Short = DefaultHost, name, true
 	}
 	if host == "index.docker.io" || host == "registry-1.docker.io" {
 		host = DefaultHost

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"dray/internal/durable"
@@ -46,7 +47,7 @@ type home string
 // the namespace that the user's commands join.
 func openHome(dir string) (home, error) {
 	if dir == "" {
-		dir = fmt.Sprintf("/tmp/dray-%d", os.Getuid())
+		dir = fmt.Sprintf("/tmp/dray-%d", callerUID())
 		if xdg := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(xdg) {
 			dir = filepath.Join(xdg, "dray")
 		}
@@ -62,6 +63,30 @@ func openHome(dir string) (home, error) {
 		return "", fmt.Errorf("check runtime directory %s: not a directory that only its user can write", dir)
 	}
 	return home(dir), nil
+}
+
+// RuntimeDir returns the caller's own directory for what does not outlive a boot,
+// $XDG_RUNTIME_DIR/dray or /tmp/dray-UID, and makes it. Inside and outside of
+// dray's user namespace it is the same.
+func RuntimeDir() (string, error) {
+	h, err := openHome("")
+	return string(h), err
+}
+
+// callerUID returns the user ID that the process's user has outside of dray's
+// user namespace.
+func callerUID() int64 {
+	uid := int64(os.Getuid())
+	ranges, err := user.ParseIDMapFile("/proc/self/uid_map")
+	if err != nil {
+		return uid
+	}
+	for _, r := range ranges {
+		if uid >= r.ID && uid < r.ID+r.Count {
+			return r.ParentID + uid - r.ID
+		}
+	}
+	return uid
 }
 
 func (h home) record() string { return filepath.Join(string(h), "ns") }

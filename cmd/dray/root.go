@@ -1,0 +1,59 @@
+package main
+
+import (
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"dray/cmd/internal/cli"
+)
+
+func run() int {
+	app := &cli.App{Name: "dray", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NewProgress: newProgress}
+	return app.Main(newRootCommand(app))
+}
+
+func newRootCommand(app *cli.App) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "dray",
+		Short: "From a registry to a running root file system",
+		Long: `dray brings a container image from a registry to a running root file system:
+fetched, verified to the last byte, unpacked and mounted, in one pass and a fixed
+amount of memory.
+
+Every flag is also a key of the settings file and a DRAY_ variable: see
+"dray config --help".`,
+		Version: version(),
+	}
+	root.AddCommand(
+		app.PullCommand(),
+		app.MountCommand(),
+		app.UnmountCommand(),
+		newBundleCommand(app),
+		newRunCommand(app),
+		app.ServeCommand(),
+		newStoreCommand(app),
+		newRegistryCommand(app),
+		newDemoCommand(app),
+		app.UnshareCommand(),
+		app.ConfigCommand(),
+		newManCommand(),
+	)
+	return root
+}
+
+// version returns what the build recorded of its source.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			version += " " + s.Value
+		}
+	}
+	return version + " " + info.GoVersion
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dray"
+	"dray/cmd/internal/cli"
+)
+
+func newStoreCommand(app *cli.App) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "store",
+		Short: "Look after what has been pulled",
+	}
+	cmd.AddCommand(
+		newStoreLs(app), newStoreInspect(app), newStoreRm(app), newStoreGC(app), newStoreVerify(app), newStoreDu(app),
+	)
+	return cmd
+}
+
+// withStore wraps what a store command does: enter, open, close.
+func withStore(app *cli.App, do func(*cobra.Command, []string, *dray.Client) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) (err error) {
+		if err, finished := app.Enter(cmd.Context()); finished {
+			return err
+		}
+		client, err := app.Open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer func() { err = cli.JoinClose(err, client) }()
+		return do(cmd, args, client)
+	}
+}
+
+func newStoreLs(app *cli.App) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls",
+		Short: "List images",
+		Long:  "Lists the references of the store and the images that they name." + cli.ExitCodes(dray.KindCorrupt),
+		Args:  cobra.NoArgs,
+		RunE: withStore(app, func(_ *cobra.Command, _ []string, client *dray.Client) error {
+			return listImages(app, client)
+		}),
+	}
+}
+
+// listed is one line of store ls.
+type listed struct {
+	Reference string      `json:"reference"`
+	Manifest  dray.Digest `json:"manifest_digest"`
+	Platform  string      `json:"platform"`
+	Layers    int         `json:"layers"`
+	SizeBytes int64       `json:"size_bytes"`
+	Pulled    time.Time   `json:"pulled"`
+}
+
+func listImages(app *cli.App, client *dray.Client) error {
+	refs, err := client.Refs()
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(app.Stdout, 0, 0, 2, ' ', 0)
+	if !app.Globals.JSON {
+		_, _ = fmt.Fprintln(w, "REFERENCE\tMANIFEST\tPLATFORM\tLAYERS\tSIZE\tPULLED")
+	}
+	for _, ref := range refs {
+		image, err := client.Find(string(ref.Digest))
+		if err != nil {
+			return err
+		}
+		l := listed{ref.Name, ref.Digest, image.Platform, len(image.Evidence.Layers), image.Evidence.SizeBytes, image.Pulled}
+		if app.Globals.JSON {
+			err = app.PrintJSON(l)
+		} else {
+			_, err = fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\n", l.Reference, l.Manifest, l.Platform, l.Layers, cli.Size(l.SizeBytes), l.Pulled.Format(time.DateTime))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+func newStoreInspect(app *cli.App) *cobra.Command {
+	var raw, config bool
+	cmd := &cobra.Command{
+		Use:   "inspect REF",
+		Short: "Show all that is known of an image",
+		Long:  "Prints the image's evidence, references and layers as JSON, or its manifest or\nconfiguration byte for byte." + cli.ExitCodes(dray.KindNotFound, dray.KindCorrupt),
+		Args:  cobra.ExactArgs(1),
+		RunE: withStore(app, func(_ *cobra.Command, args []string, client *dray.Client) error {
+			found, err := client.Inspect(args[0])
+			if err != nil {
+				return err
+			}
+			switch {
+			case raw:
+				_, err = app.Stdout.Write(found.RawManifest)
+			case config:
+				_, err = app.Stdout.Write(found.RawConfig)
+			default:
+				err = app.PrintJSON(found)
+			}
+			return err
+		}),
+	}
+	cmd.Flags().BoolVar(&raw, "raw", false, "print the manifest as it was received")
+	cmd.Flags().BoolVar(&config, "image-config", false, "print the image's configuration as it was received")
+	cmd.MarkFlagsMutuallyExclusive("raw", "image-config")
+	return cmd
+}
+
+func newStoreRm(app *cli.App) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm REF...",
+		Short: "Remove references, and images that no reference names any more",
+		Long:  "Removes references; with a manifest digest, the image and every reference to it.\nLayers stay until \"dray store gc\"." + cli.ExitCodes(dray.KindNotFound, dray.KindBusy, dray.KindCorrupt),
+		Args:  cobra.MinimumNArgs(1),
+		RunE: withStore(app, func(cmd *cobra.Command, args []string, client *dray.Client) error {
+			for _, ref := range args {
+				removed, err := client.Remove(cmd.Context(), ref)
+				if err != nil {
+					return err
+				}
+				if err := printRemoved(app, removed); err != nil {
+					return err
+				}
+			}
+			return nil
+		}),
+	}
+}
+
+func printRemoved(app *cli.App, removed dray.Removed) error {
+	if app.Globals.JSON {
+		return app.PrintJSON(removed)
+	}
+	for _, name := range removed.Refs {
+		if _, err := fmt.Fprintln(app.Stdout, name); err != nil {
+			return err
+		}
+	}
+	if removed.Image == "" {
+		return nil
+	}
+	_, err := fmt.Fprintln(app.Stdout, removed.Image)
+	return err
+}
+
+func newStoreGC(app *cli.App) *cobra.Command {
+	var o dray.GCOptions
+	cmd := &cobra.Command{
+		Use:   "gc",
+		Short: "Remove layers that no image, mount or pull uses",
+		Long:  "Removes layers that nothing uses and what killed processes left." + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
+		Args:  cobra.NoArgs,
+		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
+			report, err := client.GC(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			if app.Globals.JSON {
+				return app.PrintJSON(report)
+			}
+			verb := "removed"
+			if o.DryRun {
+				verb = "would remove"
+			}
+			_, err = fmt.Fprintf(app.Stdout, "%s %d layers, %s\n", verb, len(report.Layers), cli.Size(report.Bytes))
+			return err
+		}),
+	}
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would go")
+	cmd.Flags().DurationVar(&o.Keep, "keep", 0, "spare unused layers younger than this")
+	return cmd
+}
+
+// errProblems makes verify end with the exit code for a corrupt store.
+var errProblems = errors.New("the store has problems; --repair removes what is wrong")
+
+func newStoreVerify(app *cli.App) *cobra.Command {
+	var o dray.VerifyOptions
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check every record and every file of the store",
+		Long: `Checks that every record can be read and holds what its digest promises, that
+every image has its layers, and that every file of every layer is as it was when
+the layer was pulled. --repair moves what is wrong to quarantine, so that the next
+pull fetches it again.` + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
+		Args: cobra.NoArgs,
+		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
+			report, err := client.Verify(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			if err := printVerify(app, report); err != nil {
+				return err
+			}
+			if len(report.Problems) > 0 && !o.Repair {
+				return cli.ExitWith(int(dray.KindCorrupt), errProblems)
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVar(&o.Repair, "repair", false, "move what is wrong to quarantine")
+	cmd.Flags().BoolVar(&o.Quick, "quick", false, "records only, not the contents of layers")
+	return cmd
+}
+
+func printVerify(app *cli.App, report dray.VerifyReport) error {
+	if app.Globals.JSON {
+		return app.PrintJSON(report)
+	}
+	for _, p := range report.Problems {
+		if _, err := fmt.Fprintln(app.Stdout, strings.TrimSpace(p.Path+": "+p.Detail+" "+p.Action)); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(app.Stdout, "checked %d layers, %d images, %d references: %d problems\n",
+		report.Layers, report.Images, report.Refs, len(report.Problems))
+	return err
+}
+
+func newStoreDu(app *cli.App) *cobra.Command {
+	return &cobra.Command{
+		Use:   "du",
+		Short: "Show what images and layers take on the disk",
+		Long:  "Shows for every image the blocks that it takes, and how many of them it shares\nwith others." + cli.ExitCodes(dray.KindCorrupt),
+		Args:  cobra.NoArgs,
+		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
+			usage, err := client.DiskUsage(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if app.Globals.JSON {
+				return app.PrintJSON(usage)
+			}
+			return printUsage(app, usage)
+		}),
+	}
+}
+
+func printUsage(app *cli.App, usage dray.Usage) error {
+	w := tabwriter.NewWriter(app.Stdout, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "IMAGE\tREFERENCES\tON DISK\tSHARED\tOWN\tINODES")
+	for _, i := range usage.Images {
+		_, _ = fmt.Fprintf(w, "%.19s\t%s\t%s\t%s\t%s\t%d\n", i.Manifest, strings.Join(i.Refs, " "),
+			cli.Size(i.Total.DiskBytes), cli.Size(i.Shared.DiskBytes), cli.Size(i.Own.DiskBytes), i.Total.Inodes)
+	}
+	for _, m := range usage.Mounts {
+		_, _ = fmt.Fprintf(w, "mount %s\t%s\t%s\t\t\t%d\n", m.ID, m.Target, cli.Size(m.DiskBytes), m.Inodes)
+	}
+	_, _ = fmt.Fprintf(w, "total of %d layers\t\t%s\t\t\t%d\n", len(usage.Layers), cli.Size(usage.Total.DiskBytes), usage.Total.Inodes)
+	return w.Flush()
+}

@@ -1,0 +1,303 @@
+// Package cli holds what the programs dray and dray-guest have in common: global
+// flags, settings from files and the environment, logs, the commands that both
+// offer, and the one place that turns errors into exit codes.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"dray"
+	"dray/internal/userns"
+)
+
+// App is one run of a program.
+type App struct {
+	Name          string // "dray" or "dray-guest"
+	DefaultStore  string // "": dray.DefaultStore
+	Stdin         *os.File
+	Stdout        io.Writer // results
+	Stderr        io.Writer // everything else
+	NewProgress   func(kind string, w io.Writer) (Progress, error)
+	Globals       Globals
+	settings      settings
+	log           *slog.Logger
+	closeProgress func()
+	sync          dray.SyncMode
+}
+
+// Globals are the flags that mean the same everywhere.
+type Globals struct {
+	StorePath          string
+	Config             string
+	PlainHTTP          bool
+	InsecureSkipVerify bool
+	CertDirs           []string
+	AuthFile           string
+	Platform           string
+	Workers            int
+	Memory             string
+	Sync               string
+	Rootless           string
+	JSON               bool
+	Progress           string
+	LogLevel           string
+	LogFormat          string
+}
+
+// Progress shows how pulls get on.
+type Progress interface {
+	// Event shows one event. Safe for concurrent use.
+	Event(dray.Event)
+	// Close finishes the display; nothing is drawn afterwards.
+	Close()
+}
+
+// usageError marks errors of the command line.
+type usageError struct{ error }
+
+// Unwrap returns the error inside.
+func (e usageError) Unwrap() error { return e.error }
+
+// Usage returns an error that ends the program with the exit code for usage.
+func Usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// exitError carries an exit code that is not that of its error's kind.
+type exitError struct {
+	code int
+	err  error // nil: nothing to say
+}
+
+// Error implements error.
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+
+// Unwrap returns the error inside.
+func (e *exitError) Unwrap() error { return e.err }
+
+// Exit returns an error that ends the program silently with code, nil for 0.
+func Exit(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return &exitError{code: code}
+}
+
+// ExitWith returns an error that ends the program with code and says err.
+func ExitWith(code int, err error) error { return &exitError{code, err} }
+
+// Main runs the command with the process's arguments and returns the exit code.
+func (a *App) Main(root *cobra.Command) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	a.addGlobals(root)
+	markArgErrors(root)
+	err := root.ExecuteContext(ctx)
+	if a.closeProgress != nil {
+		a.closeProgress()
+	}
+	return a.exitCode(ctx, err)
+}
+
+// exitCode is the one switch from errors to exit codes.
+func (a *App) exitCode(ctx context.Context, err error) int {
+	var exit *exitError
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			_, _ = fmt.Fprintf(a.Stderr, "%s: %v\n", a.Name, exit.err)
+		}
+		return exit.code
+	case errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown flag"):
+		_, _ = fmt.Fprintf(a.Stderr, "%s: %v\n", a.Name, err)
+		_, _ = fmt.Fprintf(a.Stderr, "Run '%s --help' for usage.\n", a.Name)
+		return int(dray.KindUsage)
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		_, _ = fmt.Fprintf(a.Stderr, "%s: interrupted\n", a.Name)
+		return int(dray.KindInterrupted)
+	default:
+		_, _ = fmt.Fprintf(a.Stderr, "%s: %v\n", a.Name, err)
+		return int(dray.KindOf(err))
+	}
+}
+
+// markArgErrors makes wrong numbers of arguments usage errors, in root and below.
+func markArgErrors(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return Usage("%w: usage: %s", err, cmd.UseLine())
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		markArgErrors(sub)
+	}
+}
+
+func (a *App) addGlobals(root *cobra.Command) {
+	g := &a.Globals
+	store := a.DefaultStore
+	if store == "" {
+		store = dray.DefaultStore()
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&g.StorePath, "storepath", store, "`directory` of the store")
+	f.StringVarP(&g.Config, "config", "c", "", "settings `file` (TOML); for serve also imagepuller's or the Confidential Data Hub's")
+	f.BoolVar(&g.PlainHTTP, "plain-http", false, "speak HTTP, not HTTPS, to every registry")
+	f.BoolVar(&g.InsecureSkipVerify, "insecure-skip-verify", false, "accept any certificate (contents are verified all the same)")
+	f.StringArrayVar(&g.CertDirs, "cert-dir", nil, "`directory` of certificates in the layout of certs.d, HOST/*.crt; repeatable")
+	f.StringVar(&g.AuthFile, "authfile", "", "`file` of credentials instead of the usual places")
+	f.StringVar(&g.Platform, "platform", "", "`os/arch[/variant]` to pull instead of this machine's")
+	f.IntVar(&g.Workers, "workers", 0, "layers in flight at once (0: one per CPU)")
+	f.StringVar(&g.Memory, "memory", "", "`size` that buffers may take together, such as 16MiB (empty: what the formula of --explain says)")
+	f.StringVar(&g.Sync, "sync", "auto", "when what was pulled is made safe from power loss: `before|after|never` the command has its result (auto: pull before, others after)")
+	f.StringVar(&g.Rootless, "rootless", "auto", "run in a user namespace: `auto|always|never`")
+	f.BoolVar(&g.JSON, "json", false, "print results as JSON, one object per line")
+	f.StringVar(&g.Progress, "progress", "auto", "progress on standard error: `auto|tty|plain|json|none`")
+	f.StringVar(&g.LogLevel, "log-level", "warn", "`debug|info|warn|error`")
+	f.StringVar(&g.LogFormat, "log-format", "text", "`text|json`")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) }
+}
+
+// prepare reads the settings and sets up logging, before any command runs.
+func (a *App) prepare(cmd *cobra.Command) error {
+	if err := a.settings.load(a, cmd); err != nil {
+		return usageError{err}
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(a.Globals.LogLevel)); err != nil {
+		return Usage("--log-level %q: want debug, info, warn or error", a.Globals.LogLevel)
+	}
+	switch a.Globals.LogFormat {
+	case "text":
+		a.log = slog.New(slog.NewTextHandler(a.Stderr, &slog.HandlerOptions{Level: level}))
+	case "json":
+		a.log = slog.New(slog.NewJSONHandler(a.Stderr, &slog.HandlerOptions{Level: level}))
+	default:
+		return Usage("--log-format %q: want text or json", a.Globals.LogFormat)
+	}
+	return a.chooseSync(cmd)
+}
+
+// chooseSync reads --sync. Whoever asks for a pull wants it kept; whoever asks for
+// a mount wants it soon.
+func (a *App) chooseSync(cmd *cobra.Command) error {
+	switch mode := a.Globals.Sync; {
+	case mode == "before", mode == "auto" && cmd.Name() == "pull":
+		a.sync = dray.SyncBefore
+	case mode == "after", mode == "auto":
+		a.sync = dray.SyncAfter
+	case mode == "never":
+		a.sync = dray.SyncNever
+	default:
+		return Usage("--sync %q: want auto, before, after or never", mode)
+	}
+	return nil
+}
+
+// Log returns the program's logger.
+func (a *App) Log() *slog.Logger { return a.log }
+
+// Options returns the library's options as the flags say.
+func (a *App) Options() (dray.Options, error) {
+	g := &a.Globals
+	o := dray.Options{
+		Store:              g.StorePath,
+		PlainHTTP:          g.PlainHTTP,
+		InsecureSkipVerify: g.InsecureSkipVerify,
+		CertDirs:           g.CertDirs,
+		Platform:           g.Platform,
+		Workers:            g.Workers,
+		Sync:               a.sync,
+		Log:                a.log,
+	}
+	if g.AuthFile != "" {
+		o.AuthFiles = []string{g.AuthFile}
+	}
+	if g.Memory != "" {
+		n, err := ParseSize(g.Memory)
+		if err != nil {
+			return o, Usage("--memory: %w", err)
+		}
+		o.Memory = n
+	}
+	return o, nil
+}
+
+// Open opens the store as the flags say.
+func (a *App) Open(ctx context.Context) (*dray.Client, error) {
+	o, err := a.Options()
+	if err != nil {
+		return nil, err
+	}
+	return dray.New(ctx, o)
+}
+
+// Enter makes sure that the command runs where it may mount: as root, or as root
+// of a user namespace of our own, in which it starts this program again. The
+// second result is true when that other run has done everything and ended with
+// err.
+func (a *App) Enter(ctx context.Context) (err error, finished bool) { //nolint:revive // the error belongs to the other run
+	switch a.Globals.Rootless {
+	case "never":
+		return nil, false
+	case "always":
+		if userns.Inside() {
+			return nil, false
+		}
+	case "auto":
+		if !userns.Needed() {
+			return nil, false
+		}
+	default:
+		return Usage("--rootless %q: want auto, always or never", a.Globals.Rootless), true
+	}
+	code, err := userns.Reexec(ctx, userns.Options{Log: a.log})
+	if err != nil {
+		return err, true
+	}
+	return Exit(code), true
+}
+
+// StartProgress returns where a pull sends its events.
+func (a *App) StartProgress() (func(dray.Event), error) {
+	if a.NewProgress == nil || a.Globals.Progress == "none" {
+		return nil, nil //nolint:nilnil // nil: nobody wants events
+	}
+	p, err := a.NewProgress(a.Globals.Progress, a.Stderr)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	a.closeProgress = p.Close
+	return p.Event, nil
+}
+
+// EndProgress finishes the display, so that results come below it.
+func (a *App) EndProgress() {
+	if a.closeProgress != nil {
+		a.closeProgress()
+		a.closeProgress = nil
+	}
+}

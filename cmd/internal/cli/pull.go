@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dray"
+)
+
+// ExitCodes is the part of every command's help that scripts rely on.
+func ExitCodes(codes ...dray.Kind) string {
+	meaning := map[dray.Kind]string{
+		dray.KindNotFound:     "not found",
+		dray.KindUnauthorized: "not authorized by the registry",
+		dray.KindDenied:       "denied by policy (a tag where a digest is required)",
+		dray.KindUnverified:   "content failed verification",
+		dray.KindBusy:         "store or target busy",
+		dray.KindCorrupt:      "store corrupt or of a newer version",
+		dray.KindNoSpace:      "no space",
+		dray.KindUnreachable:  "registry unreachable",
+	}
+	var b strings.Builder
+	b.WriteString("\n\nExit codes: 0 done, 1 other, 2 usage")
+	for _, code := range codes {
+		_, _ = fmt.Fprintf(&b, ", %d %s", code, meaning[code])
+	}
+	b.WriteString(", 130 interrupted.")
+	return b.String()
+}
+
+// PullCodes are the exit codes of everything that may pull.
+func PullCodes() string {
+	return ExitCodes(dray.KindNotFound, dray.KindUnauthorized, dray.KindDenied, dray.KindUnverified,
+		dray.KindBusy, dray.KindCorrupt, dray.KindNoSpace, dray.KindUnreachable)
+}
+
+// ReferenceHelp says what REF is.
+const ReferenceHelp = `
+
+REF is nginx, ghcr.io/a/b:tag@sha256:…, http://127.0.0.1:5000/x (plain HTTP),
+local:///path[:tag] (an OCI image layout) or oci-archive:/path.tar[:tag].`
+
+// PullFlags are the flags of every command that may pull.
+type PullFlags struct {
+	offline       bool
+	requireDigest bool
+	fresh         bool
+}
+
+// Add adds the flags to cmd.
+func (p *PullFlags) Add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&p.offline, "offline", false, "take what the store has, ask no registry")
+	cmd.Flags().BoolVar(&p.requireDigest, "require-digest", false, "refuse references that are not pinned to a digest")
+}
+
+// AddFresh adds them to a command that pulls only if needed.
+func (p *PullFlags) AddFresh(cmd *cobra.Command) {
+	p.Add(cmd)
+	cmd.Flags().BoolVar(&p.fresh, "pull", false, "ask the registry even if the store has the image")
+}
+
+// PullOptions returns the library's options, with the progress display started.
+func (a *App) PullOptions(p *PullFlags) (dray.PullOptions, error) {
+	progress, err := a.StartProgress()
+	return dray.PullOptions{Offline: p.offline, RequireDigest: p.requireDigest, Fresh: p.fresh, Progress: progress}, err
+}
+
+// PullCommand returns dray pull.
+func (a *App) PullCommand() *cobra.Command {
+	var flags PullFlags
+	var explain bool
+	cmd := &cobra.Command{
+		Use:   "pull REF...",
+		Short: "Pull images into the store",
+		Long: `Fetches, verifies and unpacks images into the store, in one pass. What the store
+has is not fetched again. Prints the manifest digest of each image and what it
+took; with --json the whole evidence.` + ReferenceHelp + PullCodes(),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 && !explain {
+				return fmt.Errorf("name at least one image")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			if err, finished := a.Enter(cmd.Context()); finished {
+				return err
+			}
+			return a.runPull(cmd.Context(), refs, &flags, explain)
+		},
+	}
+	flags.Add(cmd)
+	cmd.Flags().BoolVar(&explain, "explain", false, "print the memory formula with this machine's numbers first")
+	return cmd
+}
+
+func (a *App) runPull(ctx context.Context, refs []string, flags *PullFlags, explain bool) (err error) {
+	client, err := a.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = JoinClose(err, client) }()
+	if explain {
+		if err := a.printFormula(client.Explain()); err != nil {
+			return err
+		}
+	}
+	options, err := a.PullOptions(flags)
+	if err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		image, err := client.Pull(ctx, ref, options)
+		if err != nil {
+			return err
+		}
+		a.EndProgress()
+		if err := a.printImage(image); err != nil {
+			return err
+		}
+		if options.Progress, err = a.StartProgress(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *App) printFormula(f dray.Formula) error {
+	if a.Globals.JSON {
+		return a.PrintJSON(f)
+	}
+	_, err := fmt.Fprintln(a.Stdout, f)
+	return err
+}
+
+func (a *App) printImage(image *dray.Image) error {
+	if a.Globals.JSON {
+		return a.PrintJSON(image.Evidence)
+	}
+	e := image.Evidence
+	_, err := fmt.Fprintf(a.Stdout, "%s@%s\n", image.Reference, image.Manifest)
+	if err == nil {
+		_, err = fmt.Fprintf(a.Stderr, "%d layers, %s: %s from network, %s in store already, %s, peak memory %s\n",
+			len(e.Layers), Size(e.SizeBytes), Size(e.NetworkBytes), Size(e.StoreBytes),
+			time.Duration(e.Stages.Total).Round(time.Millisecond), Size(e.PeakBytes))
+	}
+	for _, fallback := range e.Fallbacks {
+		if err == nil {
+			_, err = fmt.Fprintf(a.Stderr, "note: %s\n", fallback)
+		}
+	}
+	return err
+}
+
+// JoinClose closes c and keeps the first error.
+func JoinClose(err error, c io.Closer) error {
+	if closeErr := c.Close(); err == nil {
+		return closeErr
+	}
+	return err
+}

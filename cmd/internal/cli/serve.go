@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dray"
+	"dray/internal/guest"
+)
+
+// defaultLinger is how long the service keeps a layer going for a caller that
+// gave up: kata's agent asks again after its own time-out.
+const defaultLinger = 30 * time.Second
+
+// ServeCommand returns dray serve.
+func (a *App) ServeCommand() *cobra.Command {
+	var options dray.ServeOptions
+	var reply string
+	var noConfig, explain bool
+	linger := defaultLinger
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve image pulls over ttrpc, for the agent of a guest",
+		Long: `Serves api.ImagePullService/PullImage over ttrpc, as Contrast's imagepuller and
+the Confidential Data Hub do: the image is pulled, verified and mounted at
+BUNDLE/rootfs, config.json is written beside it, and the manifest's digest comes
+back. The same image into the same bundle again changes nothing; another image
+replaces it. Pulls run in parallel.
+
+--config takes dray's settings, imagepuller's imagepuller.toml or the Hub's
+configuration with its [image] section. Sockets may come from systemd; readiness
+is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCodes(dray.KindBusy, dray.KindCorrupt, dray.KindNoSpace),
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			mode, err := guest.ParseReplyMode(reply)
+			if err != nil {
+				return usageError{err}
+			}
+			options.ReplyWith = mode
+			return a.runServe(cmd, options, dray.BundleOptions{NoConfig: noConfig, Pull: dray.PullOptions{Fresh: true}}, linger, explain)
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&options.Listen, "listen", nil, "`socket` to listen on, unix:///path or /path; repeatable (default "+guest.DefaultSocket+")")
+	f.StringVar(&reply, "reply", "manifest", "what the answer carries: `manifest|config|empty`")
+	f.BoolVar(&options.RequireDigest, "require-digest", false, "refuse references that are not pinned to a digest")
+	f.StringVar(&options.BundleRoot, "bundle-root", "", "`directory` below which every bundle must be")
+	f.DurationVar(&options.Grace, "grace", guest.DefaultGrace, "how long running calls may take to finish at shutdown")
+	f.DurationVar(&linger, "linger", linger, "how long a layer goes on after its caller gave up, for one that asks again")
+	f.BoolVar(&noConfig, "no-config-json", false, "mount rootfs only, as imagepuller does")
+	f.StringVar(&options.Metrics, "metrics", "", "serve metrics and health on `unix:///path or a loopback address`")
+	f.BoolVar(&explain, "explain", false, "print the memory formula with this machine's numbers")
+	return cmd
+}
+
+func (a *App) runServe(cmd *cobra.Command, options dray.ServeOptions, b dray.BundleOptions, linger time.Duration, explain bool) (err error) {
+	ctx := cmd.Context()
+	o, err := a.Options()
+	if err != nil {
+		return err
+	}
+	o.Linger = linger
+	if a.settings.foreign {
+		if err := a.adopt(cmd, &o, &options); err != nil {
+			return err
+		}
+	}
+	client, err := dray.New(ctx, o)
+	if err != nil {
+		return err
+	}
+	if a.Globals.Progress != "auto" { // nobody watches a service unless they say so
+		if b.Pull.Progress, err = a.StartProgress(); err != nil {
+			return err
+		}
+	}
+	defer func() { err = JoinClose(err, client) }()
+	if explain {
+		if err := a.printFormula(client.Explain()); err != nil {
+			return err
+		}
+	}
+	return client.Serve(ctx, options, b)
+}
+
+// adopt takes over a predecessor's configuration. What the command line says wins.
+func (a *App) adopt(cmd *cobra.Command, o *dray.Options, s *dray.ServeOptions) error {
+	config, err := guest.LoadConfig(a.settings.file)
+	if err != nil {
+		return usageError{err}
+	}
+	if config.Store != "" && !cmd.Flags().Changed("storepath") {
+		o.Store = config.Store
+	}
+	if len(s.Listen) == 0 {
+		s.Listen = config.Sockets
+	}
+	if len(config.AuthFiles) > 0 && len(o.AuthFiles) == 0 {
+		o.AuthFiles = config.AuthFiles
+	}
+	if o.Workers == 0 {
+		o.Workers = config.MaxLayers
+	}
+	o.Hosts = append(o.Hosts, config.Hosts...)
+	o.CAs, o.SearchRegistries = config.CAs, config.SearchRegistries
+	for name, value := range config.ExtraEnv { // read by the first request, which is still to come
+		if err := os.Setenv(name, value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	for _, name := range config.Ignored {
+		_, _ = fmt.Fprintf(a.Stderr, "%s: %s: %s does not concern images and is left alone\n", a.Name, a.settings.file, name)
+	}
+	return nil
+}
+
+// UnshareCommand returns dray unshare.
+func (a *App) UnshareCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "unshare [COMMAND [ARG...]]",
+		Short: "Run a command in dray's user namespace, where rootless mounts are visible",
+		Long: `Runs COMMAND, or $SHELL, in the user and mount namespaces in which dray works
+when it is not root.` + ExitCodes(),
+		DisableFlagParsing: false,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err, finished := a.Enter(cmd.Context()); finished {
+				return err
+			}
+			if len(args) == 0 {
+				args = []string{shell()}
+			}
+			return execute(cmd.Context(), args)
+		},
+	}
+}
+
+func shell() string {
+	if s := os.Getenv("SHELL"); s != "" {
+		return s
+	}
+	return "/bin/sh"
+}
+
+func execute(ctx context.Context, args []string) error { return execve(ctx, args) }

@@ -1,0 +1,58 @@
+package dray
+
+import (
+	"fmt"
+	"runtime"
+
+	"dray/internal/pull"
+)
+
+// Formula is how much memory a pull takes, whatever the image: bytes by part.
+// docs/design.md, "Memory", derives it; a test holds the process to it.
+type Formula struct {
+	Workers     int   `json:"workers"`      // layers in flight
+	BaseBytes   int64 `json:"base_bytes"`   // program text, runtime, connections
+	RingBytes   int64 `json:"ring_bytes"`   // per layer: buffers between the stages
+	CodecBytes  int64 `json:"codec_bytes"`  // per layer: the inflater's tables and window (gzip; zstd takes its frame's window instead)
+	NamesBytes  int64 `json:"names_bytes"`  // per layer: directories whose times are still to be set, headers of the tar
+	RangesBytes int64 `json:"ranges_bytes"` // all layers: window of blobs that are fetched in parts at once
+	TotalBytes  int64 `json:"total_bytes"`
+}
+
+// Parts of the formula that are no package's constants.
+const (
+	baseBytes   = 14 << 20
+	namesBytes  = 1 << 20
+	rangesBytes = 4 << 20
+)
+
+// Explain returns the formula with this client's numbers.
+func (c *Client) Explain() Formula {
+	f := Formula{
+		Workers:     c.options.Workers,
+		BaseBytes:   baseBytes,
+		RingBytes:   pull.RingBytes,
+		CodecBytes:  pull.CodecBytes,
+		NamesBytes:  namesBytes,
+		RangesBytes: rangesBytes,
+	}
+	if f.Workers <= 0 {
+		f.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.options.Memory > 0 {
+		f.RangesBytes = max(0, c.options.Memory-int64(f.Workers)*(f.RingBytes+f.CodecBytes+f.NamesBytes))
+	}
+	f.TotalBytes = f.BaseBytes + f.Buffers()
+	return f
+}
+
+// Buffers returns what the formula gives to buffers: all but the base.
+func (f Formula) Buffers() int64 {
+	return int64(f.Workers)*(f.RingBytes+f.CodecBytes+f.NamesBytes) + f.RangesBytes
+}
+
+// String writes the formula out.
+func (f Formula) String() string {
+	return fmt.Sprintf("%d base + %d layers × (%d ring + %d codec + %d names) + %d ranges = %d bytes (%.1f MB)",
+		f.BaseBytes, f.Workers, f.RingBytes, f.CodecBytes, f.NamesBytes, f.RangesBytes, f.TotalBytes, float64(f.TotalBytes)/1e6)
+}

@@ -1,0 +1,357 @@
+package pull
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"dray/internal/apply"
+	"dray/internal/layer"
+	"dray/internal/oci"
+	"dray/internal/store"
+)
+
+// Defaults of [Options].
+const (
+	DefaultMaxConfigBytes = 8 << 20
+	DefaultMaxLayers      = 500 // what overlayfs stacks
+	DefaultMaxLayerBytes  = 1 << 40
+)
+
+// Options of an [Engine]. The zero value of a field is its default.
+type Options struct {
+	Store *store.Store // required; not closed by the engine
+
+	Workers        int           // layers in flight at once over all pulls; 0: one per CPU
+	Linger         time.Duration // how long a layer goes on when nobody waits for it any more; 0: not at all
+	Sync           SyncMode      // when what was pulled is made safe from power loss
+	MaxConfigBytes int64         // 0: DefaultMaxConfigBytes
+	MaxLayers      int           // 0: DefaultMaxLayers
+	MaxLayerBytes  int64         // compressed size of one layer; 0: DefaultMaxLayerBytes
+
+	Decompress layer.Options // limits
+	Tar        layer.Limits
+	Apply      apply.Options // form of whiteouts, limits; Journal is the engine's
+
+	Log *slog.Logger // nil: discard
+}
+
+// SyncMode says when what was pulled is made safe from power loss. Killed
+// processes lose nothing in any mode; what power loss costs is pulled again.
+type SyncMode uint8
+
+// Modes of syncing.
+const (
+	SyncBefore SyncMode = iota // before Pull returns
+	SyncAfter                  // in the background, after Pull has returned; Close waits for it
+	SyncNever                  // when the kernel pleases
+)
+
+// Engine pulls images into one store.
+type Engine struct {
+	options Options
+	log     *slog.Logger
+	slots   chan struct{}  // one token per layer in flight
+	flying  sync.WaitGroup // every flight and every sync in the background
+
+	mu      sync.Mutex // guards the fields below and, in flights, what names it; nothing else is locked while it is held
+	flights map[oci.DiffID]*flight
+	closed  bool
+}
+
+// ErrClosed reports a pull on an engine that was closed.
+var ErrClosed = errors.New("engine closed")
+
+// New returns an engine.
+func New(o Options) (*Engine, error) {
+	if o.Store == nil {
+		return nil, errors.New("create engine: no store")
+	}
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	o.MaxConfigBytes = orDefault(o.MaxConfigBytes, DefaultMaxConfigBytes)
+	o.MaxLayers = orDefault(o.MaxLayers, DefaultMaxLayers)
+	o.MaxLayerBytes = orDefault(o.MaxLayerBytes, DefaultMaxLayerBytes)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Engine{
+		options: o,
+		log:     o.Log,
+		slots:   make(chan struct{}, o.Workers),
+		flights: map[oci.DiffID]*flight{},
+	}, nil
+}
+
+func orDefault[T int | int64](v, byDefault T) T {
+	if v == 0 {
+		return byDefault
+	}
+	return v
+}
+
+// Close abandons every flight and waits until each has cleaned up.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	for _, f := range e.flights {
+		e.abandon(f)
+	}
+	e.mu.Unlock()
+	e.flying.Wait()
+	return nil
+}
+
+// Request says what to pull.
+type Request struct {
+	Reference oci.Reference
+	Source    Source // required; the engine closes it
+	Local     bool   // Source is no network
+	Platform  oci.Platform
+	Offline   bool        // take what the store has, never ask the source
+	Progress  func(Event) // nil: none; called by many goroutines, one at a time
+}
+
+// Pull brings the image into the store and returns its record and the evidence.
+//
+// When the reference is pinned to a digest and all is in the store, the source
+// is not asked at all. The order of what becomes visible is layers, image,
+// reference; after an error the layers that are complete stay, for the next
+// attempt.
+func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evidence *Evidence, err error) {
+	source := &sharedSource{Source: r.Source, local: r.Local}
+	source.retain()
+	defer source.release()
+	begin := time.Now()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	lease, err := e.options.Store.Lease(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+
+	if image, err = e.known(ctx, r, lease); err != nil || image != nil {
+		return image, e.knownEvidence(r, image, begin), err
+	}
+	found, err := e.resolve(ctx, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	evidence = newEvidence(r, found)
+	evidence.Stages.Resolve = Millis(time.Since(begin))
+	if !r.Local {
+		evidence.NetworkBytes = found.bytes
+	}
+	if err := lease.Add(ctx, found.image.RootFS.DiffIDs...); err != nil {
+		return nil, nil, err
+	}
+	layersBegin := time.Now()
+	if err := e.pullLayers(ctx, r, source, found, evidence); err != nil {
+		return nil, nil, err
+	}
+	evidence.Stages.Layers = Millis(time.Since(layersBegin))
+	image, err = e.record(ctx, r, found, evidence, begin)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.log.LogAttrs(ctx, slog.LevelInfo, "image pulled",
+		slog.String("reference", evidence.Reference), slog.String("manifest", string(evidence.Manifest)),
+		slog.Int("layers", len(evidence.Layers)), slog.Int64("network_bytes", evidence.NetworkBytes),
+		slog.Int64("size_bytes", evidence.SizeBytes), slog.Duration("elapsed", time.Since(begin)))
+	return image, evidence, nil
+}
+
+// pullLayers brings every distinct layer into the store, the largest first, so
+// that the last to end is a small one.
+func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource, found *resolved, evidence *Evidence) error {
+	positions := map[oci.DiffID][]int{}
+	var wanted []job
+	var wantedBytes int64
+	reports := &reporter{output: r.Progress}
+	for i, id := range found.image.RootFS.DiffIDs {
+		positions[id] = append(positions[id], i)
+		if len(positions[id]) > 1 {
+			continue
+		}
+		blob := found.document.Layers[i]
+		present, err := e.options.Store.Layer(id)
+		if err == nil {
+			evidence.have(i, present, "store", layerNotes{})
+			evidence.StoreBytes += blob.Size
+			reports.deliver(e.event(r, found, i, Present, blob.Size))
+			continue
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		wanted = append(wanted, job{diffID: id, blob: blob, source: source})
+		wantedBytes += max(blob.Size, uncompressedHint(blob))
+	}
+	if r.Offline && len(wanted) > 0 {
+		return fmt.Errorf("layer %s, offline: %w", wanted[0].diffID, store.ErrNotFound)
+	}
+	if err := e.options.Store.CheckSpace(wantedBytes); err != nil {
+		return err
+	}
+	slices.SortStableFunc(wanted, func(a, b job) int { return int(min(max(b.blob.Size-a.blob.Size, -1), 1)) })
+
+	var mu sync.Mutex // guards evidence
+	group, ctx := errgroup.WithContext(ctx)
+	for _, j := range wanted {
+		position := positions[j.diffID][0]
+		w := &watcher{report: func(s State, fetched int64) { reports.deliver(e.event(r, found, position, s, fetched)) }}
+		group.Go(func() error { // bounded by MaxLayers; the slots bound the work
+			f, shared, err := e.join(ctx, j, w)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			evidence.flown(position, f, shared)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	evidence.repeat(positions)
+	return nil
+}
+
+// record makes the image visible and, as the mode says, durable.
+func (e *Engine) record(ctx context.Context, r Request, found *resolved, evidence *Evidence, begin time.Time) (*store.Image, error) {
+	syncBegin := time.Now()
+	if e.options.Sync == SyncBefore {
+		if err := e.options.Store.Sync(ctx, found.image.RootFS.DiffIDs); err != nil {
+			return nil, err
+		}
+	}
+	evidence.Stages.Sync = Millis(time.Since(syncBegin))
+	evidence.Stages.Total = Millis(time.Since(begin))
+	evidence.PeakBytes = peakRSS()
+	kept, err := json.Marshal(evidence)
+	if err != nil {
+		return nil, fmt.Errorf("record image: %w", err)
+	}
+	image := &store.Image{
+		Manifest:    found.manifest,
+		Config:      found.document.Config,
+		Index:       found.index,
+		RawManifest: found.rawManifest,
+		RawConfig:   found.rawConfig,
+		DiffIDs:     found.image.RootFS.DiffIDs,
+		Platform:    oci.Platform{OS: found.image.OS, Architecture: found.image.Architecture, Variant: found.image.Variant},
+		Reference:   r.Reference.String(),
+		Pulled:      begin.UTC(),
+		Evidence:    kept,
+	}
+	if err := e.publish(ctx, image); err != nil {
+		return nil, err
+	}
+	if e.options.Sync == SyncAfter {
+		ctx := context.WithoutCancel(ctx)
+		e.flying.Go(func() { e.syncLater(ctx, *image) })
+	}
+	return image, nil
+}
+
+// publish makes the image visible, first its record, then its name.
+func (e *Engine) publish(ctx context.Context, image *store.Image) error {
+	if err := e.options.Store.PutImage(ctx, image); err != nil {
+		return err
+	}
+	return e.options.Store.SetRef(ctx, image.Reference, image.Manifest.Digest)
+}
+
+// syncLater makes a published image durable. That it could not is no reason to
+// fail anyone: the image is whole until the power goes, and is pulled again then.
+func (e *Engine) syncLater(ctx context.Context, image store.Image) {
+	err := e.options.Store.Sync(ctx, image.DiffIDs)
+	if err == nil {
+		err = e.publish(ctx, &image)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) { // removed meanwhile
+		e.log.LogAttrs(ctx, slog.LevelWarn, "image not safe from power loss", slog.String("manifest", string(image.Manifest.Digest)), slog.Any("error", err))
+	}
+}
+
+// known returns the image that a pinned reference, or any reference offline,
+// names, if all of it is in the store; nil if the source must be asked.
+func (e *Engine) known(ctx context.Context, r Request, lease *store.Lease) (*store.Image, error) {
+	image, err := e.lookUp(r)
+	if errors.Is(err, store.ErrNotFound) {
+		if r.Offline {
+			return nil, fmt.Errorf("offline: %w", err)
+		}
+		return nil, nil //nolint:nilnil // nil: not known
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := lease.Add(ctx, image.DiffIDs...); err != nil {
+		return nil, err
+	}
+	for _, id := range image.DiffIDs {
+		_, err := e.options.Store.Layer(id)
+		if errors.Is(err, store.ErrNotFound) && !r.Offline {
+			return nil, nil //nolint:nilnil // nil: incomplete, to be pulled again
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return image, e.options.Store.SetRef(ctx, r.Reference.String(), image.Manifest.Digest)
+}
+
+func (e *Engine) lookUp(r Request) (*store.Image, error) {
+	if r.Reference.Digest == "" {
+		if !r.Offline {
+			return nil, store.ErrNotFound // a tag may have moved
+		}
+		digest, err := e.options.Store.Ref(r.Reference.String())
+		if err != nil {
+			return nil, err
+		}
+		return e.options.Store.Image(digest)
+	}
+	image, err := e.options.Store.Image(r.Reference.Digest)
+	if !errors.Is(err, store.ErrNotFound) {
+		return image, err
+	}
+	images, err := e.options.Store.Images()
+	if err != nil {
+		return nil, err
+	}
+	best, bestRank := (*store.Image)(nil), 0
+	for _, image := range images {
+		if image.Index != nil && image.Index.Digest == r.Reference.Digest {
+			if rank := r.Platform.Rank(image.Platform); rank > bestRank {
+				best, bestRank = image, rank
+			}
+		}
+	}
+	if best == nil {
+		return nil, store.ErrNotFound
+	}
+	return best, nil
+}
+
+func (e *Engine) event(r Request, found *resolved, position int, s State, fetched int64) Event {
+	blob := found.document.Layers[position]
+	return Event{
+		Image: r.Reference.String(), Layer: position, Layers: len(found.document.Layers),
+		DiffID: found.image.RootFS.DiffIDs[position], Digest: blob.Digest,
+		State: s, FetchedBytes: fetched, TotalBytes: blob.Size,
+	}
+}

@@ -1,0 +1,145 @@
+package dray
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"dray/internal/apply"
+	"dray/internal/mount"
+	"dray/internal/oci"
+	"dray/internal/store"
+)
+
+// Names under which the reports of the store are public.
+type (
+	GCReport     = store.GCReport
+	VerifyReport = store.VerifyReport
+	Usage        = store.Usage
+	MountStatus  = mount.Status
+	Ref          = store.Ref
+	Removed      = store.Removed
+)
+
+// Images returns every image of the store with the references that name it.
+func (c *Client) Images() ([]*Image, error) {
+	records, err := c.store.Images()
+	if err != nil {
+		return nil, err
+	}
+	images := make([]*Image, 0, len(records))
+	for _, record := range records {
+		image, err := c.imageOf(record)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, image)
+	}
+	return images, nil
+}
+
+// Refs returns every reference of the store and the manifest that it names.
+func (c *Client) Refs() ([]Ref, error) { return c.store.Refs() }
+
+// Mounts returns what dray has mounted from this store, dead or alive.
+func (c *Client) Mounts(ctx context.Context) ([]MountStatus, error) { return c.mounter.List(ctx) }
+
+// Inspection is all that the store knows of an image.
+type Inspection struct {
+	*Image
+	RawManifest []byte         `json:"-"`
+	RawConfig   []byte         `json:"-"`
+	Layers      []*store.Layer `json:"layers"`
+	References  []string       `json:"references"`
+}
+
+// Inspect returns all that the store knows of an image.
+func (c *Client) Inspect(reference string) (*Inspection, error) {
+	image, err := c.Find(reference)
+	if err != nil {
+		return nil, err
+	}
+	layers, err := image.layers(c.store)
+	if err != nil {
+		return nil, err
+	}
+	refs, err := c.store.Refs()
+	if err != nil {
+		return nil, err
+	}
+	found := &Inspection{Image: image, RawManifest: image.record.RawManifest, RawConfig: image.record.RawConfig, Layers: layers}
+	for _, ref := range refs {
+		if ref.Digest == image.Manifest {
+			found.References = append(found.References, ref.Name)
+		}
+	}
+	return found, nil
+}
+
+// Remove takes a reference away, or with a digest every reference to it, and the
+// image when none is left. Its layers stay until [Client.GC].
+func (c *Client) Remove(ctx context.Context, reference string) (Removed, error) {
+	name := reference
+	if _, err := oci.ParseDigest(reference); err != nil {
+		ref, err := oci.ParseReference(reference)
+		if err != nil {
+			return Removed{}, err
+		}
+		name = ref.String()
+	}
+	return c.store.Remove(ctx, name)
+}
+
+// GCOptions of [Client.GC].
+type GCOptions struct {
+	DryRun bool
+	Keep   time.Duration // unreferenced layers younger than this stay, for a pull that is tried again
+}
+
+// GC removes layers that no image, pull or mount uses.
+func (c *Client) GC(ctx context.Context, o GCOptions) (GCReport, error) {
+	return c.store.GC(ctx, store.GCOptions{DryRun: o.DryRun, KeepUnreferenced: o.Keep})
+}
+
+// VerifyOptions of [Client.Verify].
+type VerifyOptions struct {
+	Repair bool // remove what is wrong; what is removed is kept in ROOT/quarantine
+	Quick  bool // records only, not every byte of every layer
+}
+
+// Verify checks the whole store: every record, every reference and, unless Quick,
+// every file of every layer against what the layer said when it was pulled.
+func (c *Client) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, error) {
+	check := c.checkLayer
+	if o.Quick {
+		check = nil
+	}
+	return c.store.Verify(ctx, store.VerifyOptions{Repair: o.Repair, Check: check})
+}
+
+// checkLayer holds a layer's tree against its journal.
+func (c *Client) checkLayer(ctx context.Context, l *store.Layer) (problems []string, err error) {
+	root, err := os.Open(l.FS()) //nolint:gosec // the store's own path
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	journal, err := os.Open(l.Journal()) //nolint:gosec // the store's own path
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	defer func() { err = errors.Join(err, journal.Close()) }()
+	differences, err := apply.Check(ctx, root, journal, apply.CheckOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("check layer %s: %w", l.DiffID, err)
+	}
+	for _, d := range differences {
+		problems = append(problems, d.String())
+	}
+	return problems, nil
+}
+
+// DiskUsage returns what images and layers take, shared blocks counted once.
+func (c *Client) DiskUsage(ctx context.Context) (Usage, error) { return c.store.Usage(ctx) }
