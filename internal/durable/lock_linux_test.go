@@ -1,4 +1,4 @@
-package durable
+package durable_test
 
 import (
 	"errors"
@@ -6,17 +6,18 @@ import (
 	"path/filepath"
 	"testing"
 
+	"dray/internal/durable"
+	"dray/internal/testkit"
+
 	"golang.org/x/sys/unix"
 )
 
 // On a read-only file system a lock can be taken, if its file is there.
 func TestLockReadOnly(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	testkit.Need(t, testkit.Root())
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skipf("mount tmpfs: %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
@@ -24,32 +25,30 @@ func TestLockReadOnly(t *testing.T) {
 		}
 	})
 	path := filepath.Join(dir, "lock")
-	if err := WriteFile(path, nil, 0o600); err != nil {
+	if err := durable.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "size=1m"); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := TryAcquire(path, Exclusive)
+	lock, err := durable.TryAcquire(path, durable.Exclusive)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := lock.Release(); err != nil {
 		t.Error(err)
 	}
-	if err := WriteFile(path, nil, 0o600); !errors.Is(err, unix.EROFS) {
+	if err := durable.WriteFile(path, nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("write: %v, want EROFS", err)
 	}
 }
 
 // A full disk leaves the old content and no temporary file.
 func TestWriteFileOnFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	testkit.Need(t, testkit.Root())
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("mount tmpfs: %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
@@ -57,16 +56,16 @@ func TestWriteFileOnFullDisk(t *testing.T) {
 		}
 	})
 	path := filepath.Join(dir, "f")
-	if err := WriteFile(path, []byte("old"), 0o600); err != nil {
+	if err := durable.WriteFile(path, []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := WriteFile(path, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+	if err := durable.WriteFile(path, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want ENOSPC", err)
 	}
 	if got, err := os.ReadFile(path); err != nil || string(got) != "old" {
 		t.Errorf("left %d bytes, %v", len(got), err)
 	}
-	if got := names(t, dir); len(got) != 1 {
-		t.Errorf("left %q", got)
+	if got, err := os.ReadDir(dir); err != nil || len(got) != 1 {
+		t.Errorf("left %v, %v", got, err)
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"dray/internal/testkit"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -238,12 +240,10 @@ func TestRemoveTreeStopsAtMount(t *testing.T) {
 // tmpfs mounts a file system of its own for the test.
 func tmpfs(t testing.TB, options string) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	testkit.Need(t, testkit.Root())
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
-		t.Skipf("mount tmpfs: %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
