@@ -13,7 +13,7 @@ import (
 // cannot honour. Going on without it could accept what its author forbids.
 var ErrUnsupported = errors.New("not supported by this version")
 
-const maxConfigBytes = 4 << 20
+const maxConfigBytes = 1 << 20
 
 // Config is what the configuration file of a predecessor says. Zero values mean
 // that it says nothing.

@@ -23,6 +23,16 @@ type document struct {
 	lines bool // the text is what the file has, so its lines mean something
 }
 
+// maxDepth is how deep tables may nest: twice what any file needs. The TOML
+// decoder's time and memory grow with the depth's cube.
+const maxDepth = 16
+
+var (
+	errDeep  = errors.New("tables nest too deeply")
+	deepKeys = regexp.MustCompile(fmt.Sprintf(`(?:(?:"[^"\n]*"|'[^'\n]*'|[A-Za-z0-9_-]+)[ \t]*\.[ \t]*){%d}`, maxDepth))
+	deepBody = regexp.MustCompile(fmt.Sprintf(`(?:\{[^{}]*){%d}`, maxDepth))
+)
+
 // newDocument parses text as TOML or, if it starts with a brace, as JSON.
 func newDocument(path, text string) (*document, error) {
 	d := &document{path: path, text: text, lines: true}
@@ -32,6 +42,9 @@ func newDocument(path, text string) (*document, error) {
 			return nil, &ConfigError{Path: path, Err: err}
 		}
 		d.lines = false
+	}
+	if d.lines && (deepKeys.MatchString(text) || deepBody.MatchString(text)) {
+		return nil, &ConfigError{Path: path, Err: errDeep}
 	}
 	if _, err := toml.Decode(d.text, &d.top); err != nil {
 		return nil, d.syntax(err)
@@ -150,9 +163,9 @@ func tomlOf(text string) (string, error) {
 	if decoder.More() {
 		return "", errors.New("more than one JSON value")
 	}
-	value, ok := plain(top)
-	if !ok {
-		return "", errors.New("not a JSON object")
+	value, err := plain(top, maxDepth)
+	if err != nil {
+		return "", err
 	}
 	var out bytes.Buffer
 	if err := toml.NewEncoder(&out).Encode(value); err != nil {
@@ -162,31 +175,38 @@ func tomlOf(text string) (string, error) {
 }
 
 // plain makes a JSON value fit for TOML: without nulls, whole numbers as
-// integers. ok is false for a null.
-func plain(value any) (result any, ok bool) {
+// integers. It returns nil for a null.
+func plain(value any, depth int) (any, error) {
+	if depth == 0 {
+		return nil, errDeep
+	}
 	switch v := value.(type) {
-	case nil:
-		return nil, false
 	case float64:
 		if v == math.Trunc(v) && math.Abs(v) < 1<<53 {
-			return int64(v), true
+			return int64(v), nil
 		}
 	case map[string]any:
-		table := make(map[string]any, len(v))
 		for name, item := range v {
-			if item, ok := plain(item); ok {
-				table[name] = item
+			item, err := plain(item, depth-1)
+			if err != nil {
+				return nil, err
+			}
+			if v[name] = item; item == nil {
+				delete(v, name)
 			}
 		}
-		return table, true
 	case []any:
-		list := make([]any, 0, len(v))
+		kept := v[:0]
 		for _, item := range v {
-			if item, ok := plain(item); ok {
-				list = append(list, item)
+			item, err := plain(item, depth-1)
+			if err != nil {
+				return nil, err
+			}
+			if item != nil {
+				kept = append(kept, item)
 			}
 		}
-		return list, true
+		return kept, nil
 	}
-	return value, true
+	return value, nil
 }
