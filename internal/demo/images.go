@@ -76,7 +76,7 @@ func makeImages(ctx context.Context, scratch *ocidir.Layout, dir string) ([]imag
 		return addBytes(w, strings.TrimPrefix(merged("/bin/hello"), "/"), 0o755, []byte("#!/bin/sh\necho \"hello from $(uname -s), as user $(id -u), with $(ls / | wc -l) entries in /\"\n"))
 	})
 	headers := layer(func(w *tar.Writer) error {
-		return addTree(w, filepath.Join(runtime.GOROOT(), "src"), "usr/src/go", 40<<20)
+		return addTree(w, "/usr/include", "usr/include", 20<<20)
 	})
 	docs := layer(func(w *tar.Writer) error { return addTree(w, "/usr/share", "usr/share", 40<<20) })
 	if err := errors.Join(problems...); err != nil {
