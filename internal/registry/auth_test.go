@@ -136,7 +136,7 @@ func TestRegistryTokenIsSentAsItIs(t *testing.T) {
 func TestTokenIsRenewedWhenItExpires(t *testing.T) {
 	t.Parallel()
 	g := &guarded{serve: func(w http.ResponseWriter, _ *http.Request, n int) {
-		fmt.Fprintf(w, `{"token":"t%d","expires_in":600}`, n)
+		_, _ = fmt.Fprintf(w, `{"token":"t%d","expires_in":600}`, n)
 	}}
 	g.grant("t1")
 	g.grant("t2")
@@ -164,7 +164,7 @@ func TestTokenIsRenewedWhenItExpires(t *testing.T) {
 func TestTokenIsRenewedWhenItIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} {
-		g := &guarded{serve: func(w http.ResponseWriter, _ *http.Request, n int) { fmt.Fprintf(w, `{"token":"t%d"}`, n) }}
+		g := &guarded{serve: func(w http.ResponseWriter, _ *http.Request, n int) { _, _ = fmt.Fprintf(w, `{"token":"t%d"}`, n) }}
 		g.grant("t1")
 		var refuse atomic.Bool
 		f := newFake(t, func(w http.ResponseWriter, r *http.Request) bool {
@@ -190,13 +190,13 @@ func TestTokenIsRenewedWhenItIsRefused(t *testing.T) {
 	}
 }
 
-// Tokens that are never accepted are not asked for for ever.
+// Tokens that are never accepted are not asked for without end.
 func TestChallengesWithoutEnd(t *testing.T) {
 	t.Parallel()
-	g := &guarded{serve: func(w http.ResponseWriter, _ *http.Request, n int) { fmt.Fprintf(w, `{"token":"t%d"}`, n) }}
+	g := &guarded{serve: func(w http.ResponseWriter, _ *http.Request, n int) { _, _ = fmt.Fprintf(w, `{"token":"t%d"}`, n) }}
 	f := newFake(t, g.hook)
 	err := resolve(t, open(t, newClient(t, Options{}), f.URL))
-	e := wantError(t, err, ErrUnauthorized)
+	e := details(t, err, ErrUnauthorized)
 	if e.Status != http.StatusUnauthorized || e.Code != "UNAUTHORIZED" || e.Message != "authentication required" {
 		t.Errorf("got %+v", e)
 	}
@@ -338,11 +338,11 @@ func TestBasic(t *testing.T) {
 		t.Fatal(err)
 	}
 	none := open(t, newClient(t, Options{}), f.URL)
-	if e := wantError(t, resolve(t, none), ErrUnauthorized); !strings.Contains(e.Hint, "no credentials for "+f.host()) {
+	if e := details(t, resolve(t, none), ErrUnauthorized); !strings.Contains(e.Hint, "no credentials for "+f.host()) {
 		t.Errorf("got hint %q", e.Hint)
 	}
 	missing := open(t, newClient(t, Options{AuthFiles: []string{file + ".not"}}), f.URL)
-	if e := wantError(t, resolve(t, missing), ErrUnauthorized); !strings.Contains(e.Hint, "no such file") {
+	if e := details(t, resolve(t, missing), ErrUnauthorized); !strings.Contains(e.Hint, "no such file") {
 		t.Errorf("got hint %q, want it to name the file", e.Hint)
 	}
 }
@@ -354,7 +354,7 @@ func TestUnknownChallenge(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
-	if e := wantError(t, resolve(t, open(t, newClient(t, Options{}), f.URL)), ErrUnauthorized); !strings.Contains(e.Hint, "negotiate") {
+	if e := details(t, resolve(t, open(t, newClient(t, Options{}), f.URL)), ErrUnauthorized); !strings.Contains(e.Hint, "negotiate") {
 		t.Errorf("got hint %q", e.Hint)
 	}
 }

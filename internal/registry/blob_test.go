@@ -52,7 +52,7 @@ func TestBlobMends(t *testing.T) {
 		hook     func(f *fake, n int64, w http.ResponseWriter, r *http.Request) bool
 		requests int
 	}{
-		{"body cut", func(f *fake, n int64, w http.ResponseWriter, r *http.Request) bool {
+		{"body cut", func(f *fake, n int64, w http.ResponseWriter, _ *http.Request) bool {
 			if n == 1 {
 				cutAfter(w, f.one(), 1000)
 			}
@@ -74,7 +74,7 @@ func TestBlobMends(t *testing.T) {
 			}
 			return false
 		}, 5},
-		{"connection reset", func(_ *fake, n int64, w http.ResponseWriter, _ *http.Request) bool {
+		{"connection reset", func(_ *fake, n int64, _ http.ResponseWriter, _ *http.Request) bool {
 			if n <= 2 {
 				panic(http.ErrAbortHandler)
 			}
@@ -104,7 +104,7 @@ func TestBlobMends(t *testing.T) {
 			}
 			return false
 		}, 3},
-		{"cut, then ranges refused", func(f *fake, n int64, w http.ResponseWriter, r *http.Request) bool {
+		{"cut, then ranges refused", func(f *fake, n int64, w http.ResponseWriter, _ *http.Request) bool {
 			switch n {
 			case 1:
 				cutAfter(w, f.one(), 1000)
@@ -113,7 +113,7 @@ func TestBlobMends(t *testing.T) {
 			}
 			return n <= 2
 		}, 3},
-		{"cut, then 416 for what is there", func(f *fake, n int64, w http.ResponseWriter, r *http.Request) bool {
+		{"cut, then 416 for what is there", func(f *fake, n int64, w http.ResponseWriter, _ *http.Request) bool {
 			switch n {
 			case 1:
 				cutAfter(w, f.one(), 1000)
@@ -122,7 +122,7 @@ func TestBlobMends(t *testing.T) {
 			}
 			return n <= 2
 		}, 3},
-		{"cut, then a shorter range than asked for", func(f *fake, n int64, w http.ResponseWriter, r *http.Request) bool {
+		{"cut, then a shorter range than asked for", func(f *fake, n int64, w http.ResponseWriter, _ *http.Request) bool {
 			switch n {
 			case 1:
 				cutAfter(w, f.one(), 1000)
@@ -133,7 +133,7 @@ func TestBlobMends(t *testing.T) {
 			}
 			return n <= 2
 		}, 3},
-		{"no length, then cut", func(f *fake, n int64, w http.ResponseWriter, r *http.Request) bool {
+		{"no length, then cut", func(f *fake, n int64, w http.ResponseWriter, _ *http.Request) bool {
 			if n == 1 {
 				_, _ = w.Write(f.one()[:5000])
 				_ = http.NewResponseController(w).Flush()
@@ -189,7 +189,7 @@ func TestBlobFails(t *testing.T) {
 			cutAfter(w, append(bytes.Clone(f.one()), 'x'), 5000)
 		}, stream.ErrMismatch, 1},
 		{"cut without progress", func(f *fake, w http.ResponseWriter, _ *http.Request) { cutAfter(w, f.one(), 0) }, ErrUnreachable, 4},
-		{"redirected for ever", func(f *fake, w http.ResponseWriter, r *http.Request) {
+		{"redirected for ever", func(_ *fake, w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
 		}, ErrProtocol, maxRedirects},
 		{"redirected to nowhere", func(_ *fake, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusFound) }, ErrProtocol, 1},
@@ -222,7 +222,7 @@ func TestBlobReadsNothingPastSize(t *testing.T) {
 	f := newFake(t, nil)
 	d, content := f.add(10_000)
 	ended := make(chan struct{})
-	f.hook = func(w http.ResponseWriter, r *http.Request) bool {
+	f.hook = func(w http.ResponseWriter, _ *http.Request) bool {
 		defer close(ended)
 		_, _ = w.Write(content)
 		for {
@@ -243,7 +243,7 @@ func TestBlobAcrossMirrors(t *testing.T) {
 	t.Parallel()
 	origin := newFake(t, nil)
 	d, content := origin.add(300_000)
-	broken := newFake(t, func(w http.ResponseWriter, r *http.Request) bool {
+	broken := newFake(t, func(w http.ResponseWriter, _ *http.Request) bool {
 		cutAfter(w, content, 100_000)
 		return true
 	})
@@ -369,18 +369,17 @@ func TestBlobStalls(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer body.Close()
-		got := make([]byte, 10_000)
-		if _, err := io.ReadFull(body, got); err != nil {
+		defer func() { _ = body.Close() }()
+		var got bytes.Buffer
+		if _, err := io.CopyN(&got, body, 10_000); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(time.Hour) // a slow consumer is not a slow network
 		start := time.Now()
-		var rest bytes.Buffer
-		if _, err := io.Copy(&rest, body); err != nil {
+		if _, err := io.Copy(&got, body); err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(append(got, rest.Bytes()...), content) {
+		if !bytes.Equal(got.Bytes(), content) {
 			t.Error("not the blob's bytes")
 		}
 		if took := time.Since(start); took < DefaultProgressTimeout || took > DefaultProgressTimeout+DefaultRetryMax {

@@ -160,10 +160,7 @@ func longest[V any](m map[string]V, host, repository string) (value V, ok bool) 
 // normalKey turns a key of a credential file into host[/path]: docker writes
 // https://index.docker.io/v1/, containers' tools docker.io/library.
 func normalKey(key string) string {
-	rest, isURL := strings.CutPrefix(key, "https://")
-	if !isURL {
-		rest, isURL = strings.CutPrefix(key, "http://")
-	}
+	rest := strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 	rest = strings.TrimRight(rest, "/")
 	host, path, _ := strings.Cut(rest, "/")
 	if path == "v1" || path == "v2" {

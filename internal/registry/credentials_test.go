@@ -18,10 +18,10 @@ func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) 
 func TestAuthFileLookup(t *testing.T) {
 	t.Parallel()
 	helper := func(_ context.Context, helper, server string) (Credentials, error) {
-		switch {
-		case helper == "broken":
+		switch helper {
+		case "broken":
 			return Credentials{}, errors.New("helper is broken")
-		case helper == "empty":
+		case "empty":
 			return Credentials{}, nil
 		}
 		return Credentials{Username: helper, Password: server}, nil

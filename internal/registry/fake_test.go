@@ -146,7 +146,7 @@ func readBlob(ctx context.Context, r *Repository, d oci.Descriptor, offset int64
 	if err != nil {
 		return nil, err
 	}
-	defer body.Close()
+	defer func() { _ = body.Close() }()
 	var got bytes.Buffer
 	_, err = io.Copy(struct{ io.Writer }{&got}, body)
 	return got.Bytes(), err
@@ -163,12 +163,20 @@ func wantBlob(t *testing.T, r *Repository, d oci.Descriptor, offset int64, want 
 	}
 }
 
-func wantError(t *testing.T, err, want error) *Error {
+func wantError(t *testing.T, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Fatalf("got error %v, want one that is %q", err, want)
 	}
-	e, _ := errors.AsType[*Error](err)
+}
+
+func details(t *testing.T, err, want error) *Error {
+	t.Helper()
+	wantError(t, err, want)
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		t.Fatalf("got error %v without details", err)
+	}
 	return e
 }
 

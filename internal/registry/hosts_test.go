@@ -4,8 +4,9 @@ import (
 	"errors"
 	"testing"
 
-	"dray/internal/oci"
 	"github.com/google/go-cmp/cmp"
+
+	"dray/internal/oci"
 )
 
 func TestHostFor(t *testing.T) {

@@ -8,9 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"dray/internal/oci"
 	"dray/internal/stream"
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestResolve(t *testing.T) {
@@ -153,7 +154,7 @@ func TestErrorText(t *testing.T) {
 		return true
 	})
 	err := resolve(t, open(t, newClient(t, Options{}), f.URL+""))
-	e := wantError(t, err, ErrNotFound)
+	e := details(t, err, ErrNotFound)
 	if e.Code != "MANIFEST_UNKNOWN" || len(e.Message) > 300 || strings.ContainsAny(e.Message, "\r\n\x1b") {
 		t.Errorf("got code %q, message %q", e.Code, e.Message)
 	}

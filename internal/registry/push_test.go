@@ -40,7 +40,7 @@ func TestPushStartsAgain(t *testing.T) {
 		if err != nil {
 			panic(http.ErrAbortHandler)
 		}
-		defer resp.Body.Close()
+		defer func() { _ = resp.Body.Close() }()
 		for name, values := range resp.Header {
 			w.Header()[name] = values
 		}
@@ -187,7 +187,7 @@ func TestPushFails(t *testing.T) {
 		hook func(w http.ResponseWriter, r *http.Request) bool
 		want error
 	}{
-		{"denied", func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }, ErrDenied},
+		{"denied", func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }, ErrDenied},
 		{"no location", func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodPost {
 				w.WriteHeader(http.StatusAccepted)
@@ -207,7 +207,7 @@ func TestPushFails(t *testing.T) {
 			}
 			return false
 		}, ErrProtocol},
-		{"busy", func(w http.ResponseWriter, r *http.Request) bool {
+		{"busy", func(w http.ResponseWriter, _ *http.Request) bool {
 			w.WriteHeader(http.StatusTooManyRequests)
 			return true
 		}, ErrUnreachable},
@@ -294,7 +294,7 @@ func TestReferrersFromTheRegistry(t *testing.T) {
 		if r.URL.Path != "/v2/team/app/referrers/"+string(subject) {
 			t.Errorf("got request for %s", r.URL.Path)
 		}
-		fmt.Fprintf(w, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"digest":%q,"size":1,"artifactType":"a"},{"digest":%q,"size":1,"artifactType":"b"}]}`, oci.MediaTypeIndex, one, two)
+		_, _ = fmt.Fprintf(w, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"digest":%q,"size":1,"artifactType":"a"},{"digest":%q,"size":1,"artifactType":"b"}]}`, oci.MediaTypeIndex, one, two)
 		return true
 	})
 	r := open(t, newClient(t, Options{}), f.URL)

@@ -99,7 +99,7 @@ func TestNetworkBound(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer body.Close()
+		defer func() { _ = body.Close() }()
 		buf := make([]byte, 64<<10)
 		for {
 			time.Sleep(10 * time.Millisecond)

@@ -30,7 +30,7 @@ func realRegistry(t *testing.T, htpasswd string) string {
 		}
 		t.Skip("docker-registry is needed: apt install docker-registry")
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0") // finds a free port
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0") // finds a free port
 	if err != nil {
 		t.Fatal(err)
 	}

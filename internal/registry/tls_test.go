@@ -169,7 +169,7 @@ func TestConnectionHints(t *testing.T) {
 	plain, secure := newFake(t, nil), a.serve(t, &tls.Config{}, nil)
 	named := a.serve(t, &tls.Config{}, func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, []string{"registry.example"} })
 	expired := a.serve(t, &tls.Config{}, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	old := a.serve(t, &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}, nil) //nolint:gosec // on purpose
+	old := a.serve(t, &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}, nil)
 	for _, tt := range []struct{ name, url, hint string }{
 		{"no TLS", "https://" + plain.host(), "--plain-http or http://" + plain.host()},
 		{"TLS", "http://" + secure.host(), "drop http://"},
@@ -194,7 +194,7 @@ func TestConnectionHints(t *testing.T) {
 				}
 				return
 			}
-			if e := wantError(t, err, ErrUnreachable); !strings.Contains(e.Hint, tt.hint) {
+			if e := details(t, err, ErrUnreachable); !strings.Contains(e.Hint, tt.hint) {
 				t.Errorf("got hint %q in %v, want %q", e.Hint, err, tt.hint)
 			}
 			if got := c.Stats().Requests; got != 1 && tt.name != "unknown host" {

@@ -196,7 +196,7 @@ func (c *Client) roundTrip(ctx context.Context, conn *connection, req *http.Requ
 	}
 	req.Header.Set("User-Agent", c.options.UserAgent)
 	c.stats.requests.Add(1)
-	resp, err := conn.transport.RoundTrip(req) //nolint:bodyclose // handed to the caller
+	resp, err := conn.transport.RoundTrip(req)
 	watch.timer.Stop()
 	if err != nil {
 		cancel()
