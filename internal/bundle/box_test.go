@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dray/internal/oci"
+	"dray/internal/testkit"
 )
 
 // busybox is a static busybox, as Debian's busybox-static has it.
@@ -23,19 +24,6 @@ const busybox = "/usr/bin/busybox"
 
 // unified is where the second cgroup version is mounted beside the first.
 const unified = "/sys/fs/cgroup/unified"
-
-// need skips a test on machines that cannot run it, and fails it where that must
-// not be.
-func need(t *testing.T, fulfilled bool, what string) {
-	t.Helper()
-	if fulfilled {
-		return
-	}
-	if os.Getenv("DRAY_REQUIRE") == "all" {
-		t.Fatalf("needs %s", what)
-	}
-	t.Skipf("needs %s", what)
-}
 
 // box is a bundle with busybox in it.
 type box struct {
@@ -48,14 +36,14 @@ type box struct {
 // in the kernel is asserted to be gone at its end.
 func newBox(t *testing.T, name string) *box {
 	t.Helper()
-	need(t, os.Getuid() == 0, "root")
+	testkit.Need(t, testkit.Root(), testkit.Tool(name), testkit.Tool(busybox))
 	path, err := exec.LookPath(name)
-	need(t, err == nil, name)
-	_, err = os.Stat(busybox)
-	need(t, err == nil, busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	// Not t.TempDir: its parents are root's alone, and rootless tests pass here.
-	dir, err := os.MkdirTemp("", "dray-bundle-test-")
+	dir, err := os.MkdirTemp("", "dray-bundle-test-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +163,7 @@ func (b *box) mounts(t *testing.T) string {
 	return ""
 }
 
-// processes returns what runs with the box as its root, or on its command line.
+// processes returns what runs in the box, or has it on its command line.
 func (b *box) processes(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -184,9 +172,10 @@ func (b *box) processes(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	for _, dir := range dirs {
+		// A process may end meanwhile; then it is none of ours.
 		line, _ := os.ReadFile(dir + "/cmdline")
-		root, _ := os.Readlink(dir + "/root")
-		if strings.Contains(string(line), b.o.ID) || strings.HasPrefix(root, b.dir) {
+		mounts, _ := os.ReadFile(dir + "/mountinfo")
+		if strings.Contains(string(line), b.o.ID) || strings.Contains(string(mounts), b.dir) {
 			all = append(all, dir+" "+strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
@@ -346,7 +335,9 @@ func runtimes(t *testing.T, test func(t *testing.T, runtime string)) {
 func pty(t *testing.T) (control, terminal *os.File) {
 	t.Helper()
 	control, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	need(t, err == nil, "/dev/ptmx")
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { _ = control.Close() })
 	fd := int(control.Fd())
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {

@@ -29,13 +29,16 @@ const (
 	commandTimeout = 30 * time.Second     // for a runtime's kill or delete
 )
 
+// scratchName is the directory in a bundle where a runtime writes to [Run].
+const scratchName = ".run"
+
 // idPattern is what runc and crun both take, and no flag.
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
 // RunOptions say how a bundle is run.
 type RunOptions struct {
 	Runtime  string // path or name; "" is runc, else crun
-	Bundle   string // directory with config.json and rootfs
+	Bundle   string // directory with config.json and rootfs; Run writes below .run in it
 	ID       string // letters, digits, '_', '.', '-'; unique below Root
 	Root     string // directory for the runtime's state, made when missing
 	Rootless bool   // as in [Options]
@@ -81,8 +84,9 @@ func Run(ctx context.Context, o RunOptions) (exitCode int, err error) {
 	if err := o.check(); err != nil {
 		return -1, fmt.Errorf("run container %q: %w", o.ID, err)
 	}
-	scratch, err := os.MkdirTemp("", "dray-run-")
-	if err != nil {
+	scratch := filepath.Join(o.Bundle, scratchName)
+	// An earlier Run that was killed may have left one.
+	if err := errors.Join(os.RemoveAll(scratch), os.Mkdir(scratch, 0o700)); err != nil {
 		return -1, fmt.Errorf("run container %s: %w", o.ID, err)
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
@@ -157,7 +161,7 @@ func (o *RunOptions) check() error {
 
 // wait runs cmd to its end, supervised. The terminal is put back as it was: a
 // runtime that is killed leaves it raw.
-func (o *RunOptions) wait(ctx context.Context, cmd *exec.Cmd, path, pidFile string) (err error, forced bool) { //nolint:revive,staticcheck // the error is how cmd ended, not a failure of wait
+func (o *RunOptions) wait(ctx context.Context, cmd *exec.Cmd, path, pidFile string) (err error, forced bool) { //nolint:revive // the error is how cmd ended, not a failure of wait
 	if o.Terminal {
 		if before, err := term.GetState(int(o.Stdin.Fd())); err == nil {
 			defer func() { _ = term.Restore(int(o.Stdin.Fd()), before) }()

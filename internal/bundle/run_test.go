@@ -22,6 +22,7 @@ import (
 
 func TestExitCodes(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		for script, want := range map[string]int{"true": 0, "exit 7": 7, "exit 255": 255, "(kill -9 $BASHPID); exec sh -c 'exit 3'": 3} {
 			if code, out, said := b.sh(t, script, oci.ImageConfig{}, Options{}); code != want {
@@ -77,13 +78,14 @@ func TestContainerSees(t *testing.T) {
 		"volume, missing":   {script: "touch /made-up/x && stat -f -c %T /made-up", image: oci.ImageConfig{Volumes: map[string]struct{}{"/made-up": {}}}, want: "tmpfs"},
 		"no network":        {script: "ls /sys/class/net; ip addr show lo | grep -o 'inet 127.0.0.1/8'", o: Options{Net: NetNone}, want: "lo\ninet 127.0.0.1/8"},
 		"host network":      {script: "readlink /proc/self/ns/net; cat /etc/hosts; echo x 2>/dev/null >/etc/hosts || echo refused", want: link(t, "/proc/self/ns/net") + "\n" + strings.TrimSpace(string(hosts)) + "\nrefused"},
-		"host name":         {script: "hostname; echo $HOSTNAME", o: Options{Hostname: "box"}, want: "box\nbox"},
+		"host name":         {script: "hostname; echo is $HOSTNAME", o: Options{Hostname: "den"}, want: "den\nis den"},
 		"no host name":      {script: "hostname", want: hostname},
 		"hidden":            {script: "ls /proc/acpi /sys/firmware; cat /proc/kcore /proc/interrupts; echo 1 2>/dev/null >/proc/sys/kernel/hostname || echo refused", want: "/proc/acpi:\n\n/sys/firmware:\nrefused"},
 		"devices":           {script: "ls /dev/null /dev/pts/ptmx; mount | grep -c 'cgroup.*ro,'  >/dev/null && echo cgroup", want: "/dev/null\n/dev/pts/ptmx\ncgroup"},
 		"its own processes": {script: "echo $$", want: "1"},
 	}
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		b.put(t, "data/seed", "seeded")
 		if err := errors.Join(os.Chmod(filepath.Join(b.root, "data"), 0o750), os.Chown(filepath.Join(b.root, "data"), 1000, 1000)); err != nil {
@@ -111,6 +113,7 @@ func link(t *testing.T, name string) string {
 
 func TestStandardInput(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		b.write(t, oci.ImageConfig{Cmd: []string{"/bin/cat"}}, Options{})
 		in, feed, err := os.Pipe()
@@ -134,6 +137,7 @@ func TestStandardInput(t *testing.T) {
 
 func TestNotStarted(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		b.put(t, "bin/plain", "not a program")
 		for name, test := range map[string]struct {
@@ -181,6 +185,7 @@ const stopScript = `trap 'echo stopped >/stopped; exit 42' %s; touch /ready; whi
 
 func TestCancelStops(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		for name, test := range map[string]struct {
 			script string
 			signal syscall.Signal
@@ -245,6 +250,7 @@ func TestCancelAtAnyTime(t *testing.T) {
 
 func TestSignalsReachTheContainer(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		for _, s := range []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2} {
 			t.Run(unix.SignalName(s), func(t *testing.T) {
 				b := newBox(t, runtime)
@@ -266,6 +272,7 @@ func TestSignalsReachTheContainer(t *testing.T) {
 
 func TestThirdInterruptEnds(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		b.write(t, oci.ImageConfig{Cmd: []string{"sh", "-c", "touch /ready; while true; do sleep 0.02; done"}}, Options{})
 		signals := make(chan os.Signal, impatience)
@@ -287,6 +294,7 @@ func TestThirdInterruptEnds(t *testing.T) {
 // SIGTERM ends by itself, the other is removed by Delete.
 func TestKilledCaller(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		start := func(script string) {
 			_ = os.Remove(filepath.Join(b.root, "ready"))
@@ -320,6 +328,7 @@ func TestKilledCaller(t *testing.T) {
 
 func TestRootless(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		const first, count = 100000, 65536
 		b.o.Rootless = true
@@ -371,6 +380,7 @@ func TestRootless(t *testing.T) {
 // TestTerminal runs a container on a pseudo terminal, as a user's shell does.
 func TestTerminal(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
+		t.Helper()
 		b := newBox(t, runtime)
 		b.o.Terminal = true
 		script := `stty size; tty; test -t 0 -a -t 1 -a -t 2 && echo three; trap 'stty size; exit 5' WINCH; touch /ready; while true; do sleep 0.02; done`

@@ -79,7 +79,7 @@ func runtimeEnv() []string {
 // or "".
 func lastError(path string) string {
 	const maxLogBytes = 1 << 20
-	f, err := os.Open(path) //nolint:gosec // a file in our own temporary directory
+	f, err := os.Open(path) //nolint:gosec // a file that the runtime writes for us
 	if err != nil {
 		return ""
 	}
