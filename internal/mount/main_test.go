@@ -108,7 +108,7 @@ func newBenchAt(t testing.TB, sub string) *bench {
 	}
 	b := &bench{newMounter(t, openStore(t, filepath.Join(base, "store"))), t, base}
 	t.Cleanup(func() { // also after a failure, or TempDir could not be removed
-		mounts, err := readTable()
+		mounts, err := readTable(ownTable)
 		if err != nil {
 			t.Error(err)
 		}
@@ -295,7 +295,7 @@ func (b *bench) wantClean() {
 // points lists what is mounted below the bench's directory.
 func (b *bench) points() []string {
 	b.t.Helper()
-	mounts, err := readTable()
+	mounts, err := readTable(ownTable)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -134,7 +134,7 @@ func (m *Mounter) occupant(ctx context.Context, at *place, trash *[]*store.Mount
 		if err != nil || !ok {
 			return nil, err
 		}
-		mounts, err := readTable()
+		mounts, err := readTable(ownTable)
 		if err != nil {
 			return nil, err
 		}
@@ -146,7 +146,7 @@ func (m *Mounter) occupant(ctx context.Context, at *place, trash *[]*store.Mount
 		if err != nil {
 			return nil, err
 		}
-		if m.own(record, mounts) != e {
+		if mounts.own(record) != e {
 			return nil, fmt.Errorf("%w of a copy of mount %s at %q", ErrTargetBusy, record.ID, record.Target)
 		}
 		if record.State == store.MountMounted {
@@ -207,9 +207,10 @@ func (m *Mounter) finish(ctx context.Context, record *store.Mount, made detached
 	if err == nil {
 		return nil
 	}
-	mounts, tableErr := readTable()
-	if e := m.own(record, mounts); e.id != 0 {
-		tableErr = errors.Join(tableErr, e.unmount(unix.MNT_DETACH))
+	mounts, tableErr := readTable(ownTable)
+	if e := mounts.atTarget(record); e.id != 0 {
+		_, unmountErr := e.unmount(unix.MNT_DETACH)
+		tableErr = errors.Join(tableErr, unmountErr)
 	}
 	return errors.Join(err, tableErr)
 }
@@ -238,7 +239,7 @@ func (m *Mounter) replace(ctx context.Context, record *store.Mount, made detache
 	}
 	spare := detachedFD(fd)
 	defer spare.close()
-	if err := old.entry.unmount(0); err != nil {
+	if _, err := old.entry.unmount(0); err != nil {
 		return err
 	}
 	if err := m.finish(ctx, record, made, at); err != nil {
@@ -249,21 +250,17 @@ func (m *Mounter) replace(ctx context.Context, record *store.Mount, made detache
 
 // plan says what the kernel is to stack, and makes the directories for it.
 func (m *Mounter) plan(ctx context.Context, record *store.Mount, layers []*store.Layer) (spec, error) {
-	s := spec{id: record.ID, userXattr: m.userXattr}
-	layers = distinct(layers)
-	decides, attr, err := rootLayer(layers)
+	image, err := m.newStack(layers)
 	if err != nil {
-		return s, err
+		return spec{}, err
 	}
-	borrowed := len(layers) > 0 && decides != layers[len(layers)-1] // the root is not like the top layer's
-	if layers, err = m.visible(layers); err != nil {
-		return s, err
-	}
+	layers = image.layers
+	s := spec{id: record.ID, userXattr: m.userXattr}
 	var extra []string // above the layers, as overlayfs wants two lower directories, or one
 	switch {
 	case !record.ReadOnly:
 		s.upper, s.work = record.Upper(), record.Work()
-		if err := attr.apply(s.upper); err != nil {
+		if err := image.root.apply(s.upper); err != nil {
 			return s, err
 		}
 		if len(layers) == 0 {
@@ -271,9 +268,9 @@ func (m *Mounter) plan(ctx context.Context, record *store.Mount, layers []*store
 		}
 	case len(layers) == 0:
 		extra = []string{"root", "bottom"}
-	case len(layers) == 1, borrowed && len(layers) < MaxLayers:
+	case len(layers) == 1, !image.atTop && len(layers) < MaxLayers:
 		extra = []string{"root"}
-	case borrowed:
+	case !image.atTop:
 		m.log.LogAttrs(ctx, slog.LevelWarn, "no room to give the root directory its attributes: it has those of the top layer", slog.Int("layers", len(layers)))
 	}
 	for _, name := range extra {
@@ -284,14 +281,14 @@ func (m *Mounter) plan(ctx context.Context, record *store.Mount, layers []*store
 		if err := os.Chmod(path, defaultRootPerm); err != nil { // whatever the umask
 			return s, fmt.Errorf("make empty directory: %w", err)
 		}
-		if err := attr.apply(path); err != nil {
+		if err := image.root.apply(path); err != nil {
 			return s, err
 		}
 	}
 	s.lowers = len(extra) + len(layers)
-	s.lower = func(i int) (*os.File, error) {
+	s.lower = func(i int) (int, error) {
 		if i < len(extra) {
-			return openOwn(filepath.Join(record.Path, extra[i]))
+			return openDir(filepath.Join(record.Path, extra[i]))
 		}
 		return openLower(layers[len(layers)-1-(i-len(extra))])
 	}

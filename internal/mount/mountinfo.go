@@ -35,10 +35,12 @@ func (e *entry) recordID() string {
 // table is what this mount namespace holds.
 type table []entry
 
-// readTable reads the mounts of this process's namespace.
-func readTable() (table, error) {
-	// The thread's own file: namespaces belong to threads.
-	f, err := os.Open("/proc/thread-self/mountinfo")
+// ownTable is the thread's own file: namespaces belong to threads.
+const ownTable = "/proc/thread-self/mountinfo"
+
+// readTable reads the mounts of a process's namespace.
+func readTable(path string) (table, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read mounts: %w", err)
 	}

@@ -20,8 +20,8 @@ const overlay = "overlay"
 type spec struct {
 	id        string // of its record
 	lowers    int
-	lower     func(i int) (*os.File, error) // from the top, i below lowers; opened when needed
-	upper     string                        // "" when read-only
+	lower     func(i int) (int, error) // opens one: from the top, i below lowers
+	upper     string                   // "" when read-only
 	work      string
 	userXattr bool
 }
@@ -64,12 +64,12 @@ func probe() (found api, why error) {
 	if unix.FsconfigSetString(fs, "no-such-option", "") == nil {
 		return apiMount, errors.New("the kernel's overlayfs has no file system context (Linux 6.5)")
 	}
-	dir, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	dir, err := openDir("/")
 	if err != nil {
 		return apiMount, err
 	}
-	defer func() { _ = dir.Close() }()
-	if unix.FsconfigSetFd(fs, "lowerdir+", int(dir.Fd())) == nil {
+	defer func() { _ = unix.Close(dir) }()
+	if unix.FsconfigSetFd(fs, "lowerdir+", dir) == nil {
 		return apiFD, nil
 	}
 	if err := unix.FsconfigSetString(fs, "lowerdir+", fdPath(dir)); err != nil {
@@ -143,10 +143,10 @@ func (c *fsContext) configure(s spec) error {
 	}
 	for i := range s.lowers {
 		dir, err := s.lower(i)
-		if err == nil {
-			err = errors.Join(c.setDir("lowerdir+", dir), dir.Close()) // the kernel holds it from here on
-		}
 		if err != nil {
+			return err
+		}
+		if err := c.setDir("lowerdir+", dir); err != nil {
 			return err
 		}
 	}
@@ -165,11 +165,11 @@ func (c *fsContext) configure(s spec) error {
 
 func (c *fsContext) setUpper(s spec) error {
 	for _, d := range [...][2]string{{"upperdir", s.upper}, {"workdir", s.work}} {
-		dir, err := openOwn(d[1])
-		if err == nil {
-			err = errors.Join(c.setDir(d[0], dir), dir.Close())
-		}
+		dir, err := openDir(d[1])
 		if err != nil {
+			return err
+		}
+		if err := c.setDir(d[0], dir); err != nil {
 			return err
 		}
 	}
@@ -179,15 +179,17 @@ func (c *fsContext) setUpper(s spec) error {
 	return nil
 }
 
-func (c *fsContext) setDir(key string, dir *os.File) error {
+// setDir gives the kernel a directory, and closes it: the kernel holds it now.
+func (c *fsContext) setDir(key string, dir int) error {
+	defer func() { _ = unix.Close(dir) }()
 	var err error
 	if c.api == apiFD {
-		err = unix.FsconfigSetFd(c.fd, key, int(dir.Fd()))
+		err = unix.FsconfigSetFd(c.fd, key, dir)
 	} else {
 		err = unix.FsconfigSetString(c.fd, key, fdPath(dir))
 	}
 	if err != nil {
-		return c.explain(fmt.Sprintf("set %s to %q", key, dir.Name()), err)
+		return c.explain("set "+key, err)
 	}
 	return nil
 }
@@ -209,11 +211,6 @@ func (c *fsContext) explain(what string, err error) error {
 	return fmt.Errorf("%s: %w (kernel: %s)", what, err, strings.Join(said, "; "))
 }
 
-// openOwn opens a directory of the mount's record.
-func openOwn(path string) (*os.File, error) {
-	return os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-}
-
 // detachedFD is the result of fsmount(2) or open_tree(2).
 type detachedFD int
 
@@ -232,7 +229,7 @@ type stringMount struct {
 	source string
 	data   string
 	flags  uintptr
-	dirs   []*os.File // that data names
+	dirs   []int // descriptors that data names
 }
 
 // newStringMount opens everything: the kernel gets paths of open files in one
@@ -240,7 +237,7 @@ type stringMount struct {
 func newStringMount(s spec) (detached, error) {
 	m := &stringMount{source: userns.MountSource + s.id}
 	var text strings.Builder
-	add := func(key string, dir *os.File, err error) error {
+	add := func(key string, dir int, err error) error {
 		if err != nil {
 			m.close()
 			return err
@@ -263,7 +260,7 @@ func newStringMount(s spec) (detached, error) {
 		m.flags = unix.MS_RDONLY
 	} else {
 		for _, d := range [...][2]string{{",upperdir=", s.upper}, {",workdir=", s.work}} {
-			dir, err := openOwn(d[1])
+			dir, err := openDir(d[1])
 			if err := add(d[0], dir, err); err != nil {
 				return nil, err
 			}
@@ -286,7 +283,7 @@ func newStringMount(s spec) (detached, error) {
 }
 
 func (m *stringMount) attach(dir *os.File) error {
-	if err := unix.Mount(m.source, fdPath(dir), overlay, m.flags, m.data); err != nil {
+	if err := unix.Mount(m.source, fdPath(int(dir.Fd())), overlay, m.flags, m.data); err != nil {
 		return fmt.Errorf("mount overlay of %d directories: %w", len(m.dirs), err)
 	}
 	return nil
@@ -294,7 +291,7 @@ func (m *stringMount) attach(dir *os.File) error {
 
 func (m *stringMount) close() {
 	for _, d := range m.dirs {
-		_ = d.Close()
+		_ = unix.Close(d)
 	}
 	m.dirs = nil
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +42,7 @@ func (m *Mounter) Recover(ctx context.Context) (Report, error) {
 func (m *Mounter) recoverLocked(ctx context.Context, trash *[]*store.Mount) (Report, error) {
 	var report Report
 	records, broken := m.store.Mounts()
-	mounts, err := readTable()
+	mounts, err := readTable(ownTable)
 	if err != nil {
 		return report, errors.Join(broken, err)
 	}
@@ -76,40 +74,17 @@ func (m *Mounter) recoverLocked(ctx context.Context, trash *[]*store.Mount) (Rep
 // settle takes away what a dead process had begun to make, or tidies up after a
 // mount that is gone. Nobody was told of the mount: who uses it loses it.
 func (m *Mounter) settle(ctx context.Context, record *store.Mount, mounts table, trash *[]*store.Mount) error {
-	if e := m.own(record, mounts); e.id != 0 {
-		if err := e.unmount(unix.MNT_DETACH); err != nil {
+	if e := mounts.atTarget(record); e.id != 0 {
+		ended, err := e.unmount(unix.MNT_DETACH)
+		if err != nil {
 			return err
+		}
+		if ended {
+			*trash = append(*trash, record)
+			return nil
 		}
 	}
 	return m.release(ctx, record, trash)
-}
-
-// gone tells whether it is certain that no process is in a mount namespace: false
-// when processes cannot all be looked at. Namespaces without processes, held open
-// by a file, are not seen; dray makes no such.
-func gone(ns uint64) bool {
-	processes, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil || len(processes) == 0 || !inFirstPIDNamespace() {
-		return false
-	}
-	want := fmt.Sprintf("mnt:[%d]", ns)
-	for _, dir := range processes {
-		link, err := os.Readlink(filepath.Join(dir, "ns", "mnt"))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue // ended, or ending
-		}
-		if err != nil || link == want {
-			return false
-		}
-	}
-	return true
-}
-
-// inFirstPIDNamespace tells whether all processes of the machine are in /proc.
-func inFirstPIDNamespace() bool {
-	const initial = 0xEFFFFFFC // PROC_PID_INIT_INO, include/uapi/linux/nsfs.h
-	var st unix.Stat_t
-	return unix.Stat("/proc/self/ns/pid", &st) == nil && st.Ino == initial
 }
 
 // Status is a mount and whether it is there.
@@ -127,7 +102,7 @@ func (m *Mounter) List(ctx context.Context) ([]Status, error) {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
 	records, broken := m.store.Mounts()
-	mounts, err := readTable()
+	mounts, err := readTable(ownTable)
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", errors.Join(broken, err))
 	}

@@ -33,53 +33,78 @@ func distinct(layers []*store.Layer) []*store.Layer {
 	return kept
 }
 
-// visible drops the layers below one whose root directory is opaque, which
-// overlayfs would not heed, and refuses what cannot be stacked.
-func (m *Mounter) visible(layers []*store.Layer) ([]*store.Layer, error) {
+// stack is what overlayfs is to be given of an image.
+type stack struct {
+	layers []*store.Layer // bottom first, each once
+	root   *rootAttr      // of the merged root directory; nil without layers
+	atTop  bool           // root is what the top layer's directory has
+}
+
+// newStack decides what of an image's layers is visible and what its root directory
+// is like: as the topmost layer has it that says something of it, as most do not,
+// and as the top layer has it if none does. It refuses what cannot be stacked.
+func (m *Mounter) newStack(layers []*store.Layer) (stack, error) {
 	whiteouts := store.WhiteoutsTrusted
 	if m.userXattr {
 		whiteouts = store.WhiteoutsUser
 	}
-	for i, l := range slices.Backward(layers) {
+	s := stack{layers: distinct(layers)}
+	lowest, said := 0, false
+	for i, l := range slices.Backward(s.layers) {
 		if l.Layout != store.LayoutDir {
-			return nil, fmt.Errorf("%w: layer %s has layout %q", ErrLayer, l.DiffID, l.Layout)
+			return s, fmt.Errorf("%w: layer %s has layout %q", ErrLayer, l.DiffID, l.Layout)
 		}
 		if l.Whiteouts != "" && l.Whiteouts != whiteouts {
-			return nil, fmt.Errorf("%w: layer %s has whiteouts in %q form, this mount needs %q: remove the image and pull it as this user",
+			return s, fmt.Errorf("%w: layer %s has whiteouts in %q form, this mount needs %q: remove the image and pull it as this user",
 				ErrLayer, l.DiffID, l.Whiteouts, whiteouts)
 		}
-		opaque := make([]byte, 1)
-		n, err := unix.Lgetxattr(l.FS(), whiteouts+".overlay.opaque", opaque)
-		if err == nil && n == 1 && opaque[0] == 'y' {
-			layers = layers[i:]
-			break
+		root, err := readRootAttr(l.FS(), whiteouts)
+		if err != nil {
+			return s, fmt.Errorf("read root of layer %s: %w", l.DiffID, err)
 		}
-		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
-			return nil, fmt.Errorf("read root of layer %s: %w", l.DiffID, err)
+		// What is below an opaque root is hidden, but for the root's attributes.
+		// overlayfs would not heed it.
+		if root.opaque && lowest == 0 {
+			lowest = i
+		}
+		if s.root == nil || !said && !root.plain() {
+			s.root, s.atTop, said = root, i == len(s.layers)-1, !root.plain()
 		}
 	}
-	if len(layers) > MaxLayers {
-		return nil, fmt.Errorf("%w: image has %d different layers, overlayfs stacks at most %d", ErrTooManyLayers, len(layers), MaxLayers)
+	s.layers = s.layers[lowest:]
+	if len(s.layers) > MaxLayers {
+		return s, fmt.Errorf("%w: image has %d different layers, overlayfs stacks at most %d", ErrTooManyLayers, len(s.layers), MaxLayers)
 	}
-	return layers, nil
+	return s, nil
 }
 
 // openLower opens the root directory of a layer as overlayfs is to see it. Other
 // layouts than directories will be mounted here, and their root returned.
-func openLower(l *store.Layer) (*os.File, error) {
-	f, err := os.OpenFile(l.FS(), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+func openLower(l *store.Layer) (int, error) {
+	fd, err := openDir(l.FS())
 	if err != nil {
-		return nil, fmt.Errorf("open layer %s: %w", l.DiffID, err)
+		return -1, fmt.Errorf("open layer %s: %w", l.DiffID, err)
 	}
-	return f, nil
+	return fd, nil
 }
 
-// rootAttr is what an inode says of itself, but for its content.
+// openDir opens a directory of the store for the kernel. A plain descriptor: there
+// may be hundreds, and an os.File costs three times as much.
+func openDir(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// rootAttr is what a layer's root directory says of itself, but for its content.
 type rootAttr struct {
 	perm         uint32
 	uid, gid     int
 	atime, mtime unix.Timespec
 	xattrs       map[string][]byte
+	opaque       bool
 }
 
 // plain tells whether the attributes are those of a root directory of which the
@@ -88,40 +113,36 @@ func (a *rootAttr) plain() bool {
 	return a.perm == defaultRootPerm && a.uid == 0 && a.gid == 0 && len(a.xattrs) == 0 && a.mtime == unix.Timespec{}
 }
 
-func readRootAttr(l *store.Layer) (*rootAttr, error) {
-	f, err := openLower(l)
-	if err != nil {
+func readRootAttr(path, whiteouts string) (*rootAttr, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, fmt.Errorf("read root of layer %s: %w", l.DiffID, err)
-	}
 	a := &rootAttr{perm: st.Mode & 0o7777, uid: int(st.Uid), gid: int(st.Gid), atime: st.Atim, mtime: st.Mtim}
-	if a.xattrs, err = readXattrs(fdPath(f)); err != nil {
-		return nil, fmt.Errorf("read root of layer %s: %w", l.DiffID, err)
+	names, err := sized(func(b []byte) (int, error) { return unix.Llistxattr(path, b) })
+	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return nil, fmt.Errorf("list extended attributes: %w", err)
+	}
+	for name := range strings.SplitSeq(string(names), "\x00") {
+		opaque := name == whiteouts+".overlay.opaque"
+		// The others that speak to overlayfs, or to the host's security modules, stay.
+		if name == "" || !opaque && (strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") || strings.HasPrefix(name, "security.")) {
+			continue
+		}
+		value, err := sized(func(b []byte) (int, error) { return unix.Lgetxattr(path, name, b) })
+		if err != nil {
+			return nil, fmt.Errorf("read extended attribute %q: %w", name, err)
+		}
+		if opaque {
+			a.opaque = string(value) == "y" // "x" says that whiteouts below are attributes
+			continue
+		}
+		if a.xattrs == nil {
+			a.xattrs = map[string][]byte{}
+		}
+		a.xattrs[name] = value
 	}
 	return a, nil
-}
-
-// rootLayer returns the layer that decides what the image's root directory is
-// like, and its attributes: the topmost that says something of it, as most do not,
-// and the top layer if none does. Without layers it returns nil.
-func rootLayer(layers []*store.Layer) (decides *store.Layer, attr *rootAttr, err error) {
-	for _, l := range slices.Backward(layers) {
-		a, err := readRootAttr(l)
-		if err != nil {
-			return nil, nil, err
-		}
-		if !a.plain() {
-			return l, a, nil
-		}
-		if decides == nil {
-			decides, attr = l, a
-		}
-	}
-	return decides, attr, nil
 }
 
 // apply gives a directory the attributes.
@@ -145,30 +166,6 @@ func (a *rootAttr) apply(path string) error {
 		return fmt.Errorf("set attributes of root directory: %w", err)
 	}
 	return nil
-}
-
-// readXattrs returns the extended attributes of the directory that path leads to,
-// without those that speak to overlayfs or to the host's security modules.
-func readXattrs(path string) (map[string][]byte, error) {
-	names, err := sized(func(b []byte) (int, error) { return unix.Listxattr(path, b) })
-	if errors.Is(err, unix.ENOTSUP) || err == nil && len(names) == 0 {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list extended attributes: %w", err)
-	}
-	xattrs := map[string][]byte{}
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
-		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") || strings.HasPrefix(name, "security.") {
-			continue
-		}
-		value, err := sized(func(b []byte) (int, error) { return unix.Getxattr(path, name, b) })
-		if err != nil {
-			return nil, fmt.Errorf("read extended attribute %q: %w", name, err)
-		}
-		xattrs[name] = value
-	}
-	return xattrs, nil
 }
 
 // sized calls a function that fills a buffer with one that is large enough.

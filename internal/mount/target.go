@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,7 @@ func openPlace(path string) (*place, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	}
-	dir, err := os.Readlink(fdPath(parent))
+	dir, err := os.Readlink(fdPath(int(parent.Fd())))
 	if err != nil {
 		_ = parent.Close()
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
@@ -68,7 +69,7 @@ func (p *place) openOrMake() (dir *os.File, made bool, err error) {
 	}
 	made = err == nil
 	if dir, err = p.open(); err == nil && made {
-		err = os.Chmod(fdPath(dir), targetPerm) // whatever the umask
+		err = os.Chmod(fdPath(int(dir.Fd())), targetPerm) // whatever the umask
 	}
 	return dir, made, err
 }
@@ -96,33 +97,39 @@ func (p *place) mountID() (id uint64, ok bool, err error) {
 }
 
 // unmount takes the mount off its place. It returns a [*BusyError] when the mount
-// is in use; one that is on top of it, or in its stead, is not touched.
-func (e *entry) unmount(flags int) error {
+// is in use; one that is on top of it, or in its stead, is not touched. Ended tells
+// that the file system is gone with it; false, that somebody else has it too, or
+// that the kernel could not be asked.
+func (e *entry) unmount(flags int) (ended bool, err error) {
 	p, err := openPlace(e.point)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer p.close()
 	id, ok, err := p.mountID()
 	if err != nil {
-		return err
+		return false, err
 	}
-	if ok && id == e.id {
-		// The parent cannot change any more; an open descriptor of the mount itself
-		// would keep it busy.
-		err = unix.Unmount(filepath.Join(fdPath(p.parent), p.name), flags|unix.UMOUNT_NOFOLLOW)
-	} else {
-		err = unix.EBUSY
+	if !ok || id != e.id {
+		return false, &BusyError{Target: e.point, Holders: holders(e)}
 	}
+	// The parent cannot change any more; an open descriptor of the mount itself
+	// would keep it busy.
+	path := filepath.Join(fdPath(int(p.parent.Fd())), p.name)
+	end, watched := watchEnd(path)
+	if watched {
+		defer end.close()
+	}
+	err = unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
-		return &BusyError{Target: e.point, Holders: holders(e)}
+		return false, &BusyError{Target: e.point, Holders: holders(e)}
 	}
 	if err != nil {
-		return fmt.Errorf("unmount %q: %w", e.point, err)
+		return false, fmt.Errorf("unmount %q: %w", e.point, err)
 	}
-	return nil
+	return watched && end.seen(), nil
 }
 
-// fdPath is a path to an open file that holds as long as the file is open, in this
+// fdPath is a path to an open descriptor that holds as long as the file is open, in this
 // process.
-func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

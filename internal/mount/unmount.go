@@ -48,7 +48,7 @@ func (m *Mounter) unmount(ctx context.Context, target string, flags int) error {
 }
 
 func (m *Mounter) unmountLocked(ctx context.Context, target string, flags int, trash *[]*store.Mount) error {
-	mounts, err := readTable()
+	mounts, err := readTable(ownTable)
 	if err != nil {
 		return err
 	}
@@ -56,11 +56,16 @@ func (m *Mounter) unmountLocked(ctx context.Context, target string, flags int, t
 	if err != nil {
 		return err
 	}
-	if e := m.own(record, mounts); e.id != 0 {
-		if err := e.unmount(flags); err != nil {
+	if e := mounts.own(record); e.id != 0 {
+		ended, err := e.unmount(flags)
+		if err != nil {
 			return err
 		}
 		m.log.LogAttrs(ctx, slog.LevelInfo, "unmounted", slog.String("target", e.point), slog.String("mount", record.ID))
+		if ended {
+			*trash = append(*trash, record)
+			return nil
+		}
 	}
 	return m.release(ctx, record, trash)
 }
@@ -90,7 +95,7 @@ func (m *Mounter) find(target string, mounts table) (*store.Mount, error) {
 		if errors.Is(err, store.ErrNotFound) {
 			return nil, fmt.Errorf("%w: %s %q is mounted there", ErrNotMounted, e.fsType, e.source)
 		}
-		if err == nil && m.own(record, mounts) != e {
+		if err == nil && mounts.own(record) != e {
 			return nil, fmt.Errorf("%w: this is a copy of mount %s at %q", ErrNotMounted, record.ID, record.Target)
 		}
 		return record, err
@@ -124,15 +129,22 @@ func namespace() uint64 {
 // own returns the mount of a record that is dray's to take away: the one at its
 // target or, if that was moved, where it is now; the zero entry when there is
 // none. Bind mounts that others made of it are theirs.
-func (m *Mounter) own(record *store.Mount, mounts table) entry {
-	all := mounts.ofRecord(record.ID)
-	for _, e := range all {
-		if recorded(e.point) == recorded(record.Target) {
+func (t table) own(record *store.Mount) entry {
+	if e := t.atTarget(record); e.id != 0 {
+		return e
+	}
+	for _, e := range t.ofRecord(record.ID) {
+		if e.root == "/" && record.State == store.MountMounted {
 			return e
 		}
 	}
-	for _, e := range all {
-		if e.root == "/" {
+	return entry{}
+}
+
+// atTarget returns the mount of a record at its target, or the zero entry.
+func (t table) atTarget(record *store.Mount) entry {
+	for _, e := range t.ofRecord(record.ID) {
+		if recorded(e.point) == recorded(record.Target) {
 			return e
 		}
 	}
@@ -142,26 +154,31 @@ func (m *Mounter) own(record *store.Mount, mounts table) entry {
 // release gives a record up whose mount is gone from this namespace, unless its
 // files are, or may be, in use elsewhere.
 func (m *Mounter) release(ctx context.Context, record *store.Mount, trash *[]*store.Mount) error {
-	if m.store.ThisBoot(record) {
-		use, err := m.inUse(record)
-		switch {
-		case !m.here(record) && use != unused && !gone(record.MountNS):
-			return errors.Join(fmt.Errorf("%w (mnt:[%d])", ErrNamespace, record.MountNS), err)
-		case use == used:
-			record.State = store.MountUnmounting
-			m.log.LogAttrs(ctx, slog.LevelWarn, "files of a mount are kept: somebody still uses it", slog.String("mount", record.ID))
-			return m.store.UpdateMount(ctx, record)
-		}
+	if !m.store.ThisBoot(record) {
+		*trash = append(*trash, record)
+		return nil
 	}
-	*trash = append(*trash, record)
-	return nil
+	here := m.here(record)
+	answer, why := m.inUse(record)
+	switch {
+	case answer == unused, answer == unknown && here && record.State != store.MountUnmounting:
+		*trash = append(*trash, record)
+		return nil
+	case !here:
+		return errors.Join(fmt.Errorf("%w (mnt:[%d])", ErrNamespace, record.MountNS), why)
+	case record.State == store.MountUnmounting:
+		return nil // told before
+	}
+	record.State = store.MountUnmounting
+	m.log.LogAttrs(ctx, slog.LevelWarn, "files of a mount are kept: somebody still uses it", slog.String("mount", record.ID))
+	return m.store.UpdateMount(ctx, record)
 }
 
 // holders names what keeps a mount busy: mounts on it, and processes with a file
 // or directory open on it, as far as this process may see them.
 func holders(e *entry) []string {
 	var found []string
-	if mounts, err := readTable(); err == nil {
+	if mounts, err := readTable(ownTable); err == nil {
 		for _, point := range mounts.below(e.id) {
 			found = append(found, fmt.Sprintf("mount %q", point))
 		}

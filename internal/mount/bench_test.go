@@ -1,0 +1,57 @@
+package mount
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dray/internal/store"
+)
+
+// BenchmarkMount measures how long a mount takes, and its unmounting with the
+// removal of its files.
+func BenchmarkMount(b *testing.B) {
+	w := newBench(b)
+	var layers []*store.Layer
+	for i := range MaxLayers {
+		layers = append(layers, w.layer(fmt.Sprint(i), tree{"file": file("x")}))
+	}
+	for _, count := range []int{1, 6, 100, 500} {
+		for mode, readOnly := range modes() {
+			b.Run(fmt.Sprintf("layers=%d/%s", count, mode), func(b *testing.B) {
+				r := Request{Image: imageOf("one"), Layers: layers[:count], Target: w.target("rootfs"), ReadOnly: readOnly}
+				var mounting, unmounting time.Duration
+				cpu := processTime(b)
+				for b.Loop() {
+					start := time.Now()
+					if _, err := w.Mount(b.Context(), r); err != nil {
+						b.Fatal(err)
+					}
+					mounted := time.Now()
+					if err := w.Unmount(b.Context(), r.Target); err != nil {
+						b.Fatal(err)
+					}
+					mounting += mounted.Sub(start)
+					unmounting += time.Since(mounted)
+				}
+				cpu = processTime(b) - cpu
+				b.ReportMetric(float64(cpu.Microseconds())/float64(b.N), "cpu-µs/op")
+				b.ReportMetric(float64(mounting.Microseconds())/float64(b.N), "mount-µs")
+				b.ReportMetric(float64(unmounting.Microseconds())/float64(b.N), "unmount-µs")
+			})
+		}
+	}
+}
+
+// processTime returns the processor time that the process has used, which other
+// load on the machine does not lengthen as much as it does the clock's.
+func processTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
