@@ -38,9 +38,9 @@
 // All locks are flock(2) on files, so that they work between processes as between
 // goroutines, and end with their holder. In the order in which they are taken:
 //
-//  1. staging/X.lock, exclusive: one writer per layer, or the holder of a lease, of
-//     a mount being prepared, of trash being emptied. A process may wait for one
-//     while it holds none of the following.
+//  1. staging/X.lock, exclusive: the writer of a layer, the holder of a lease, who
+//     prepares a mount. A process may wait for one while it holds none of the
+//     following.
 //  2. ROOT/lock. Shared, while an object is put in place or a lease is extended: the
 //     time of a rename. Exclusive, while something decides that an object is not in
 //     use and takes its name away ([Store.GC], [Store.Remove], repairs): the time

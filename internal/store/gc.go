@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"dray/internal/durable"
@@ -160,8 +161,28 @@ func (s *Store) collect(ctx context.Context, o GCOptions) (report GCReport, empt
 	if err := context.Cause(ctx); err != nil {
 		return report, empty, err
 	}
-	empty, err = s.discardTree(ctx, paths...)
+	empty, err = s.discardTree(paths...)
+	if err == nil {
+		err = s.syncLayerNames() // before anything in them is deleted
+	}
 	return report, empty, err
+}
+
+// syncLayerNames makes it durable that layers have lost their names.
+func (s *Store) syncLayerNames() error {
+	dirs := []string{s.path(dirStaging)}
+	for _, algorithm := range algorithms() {
+		dirs = append(dirs, s.path(dirLayers, algorithm))
+	}
+	for _, dir := range dirs {
+		if _, err := os.Lstat(dir); err != nil {
+			continue // not every algorithm has layers
+		}
+		if err := durable.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mark collects the layers that are needed, and notes dangling images and stale

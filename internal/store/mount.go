@@ -198,7 +198,7 @@ func (s *Store) Mounts() ([]*Mount, error) {
 
 // RemoveMount removes the record of a mount and its directories. The file system
 // has been unmounted. A missing one is an [ErrNotFound].
-func (s *Store) RemoveMount(ctx context.Context, id string) error {
+func (s *Store) RemoveMount(_ context.Context, id string) error {
 	if s.readOnly {
 		return fmt.Errorf("remove mount %s: store %s: %w", id, s.root, ErrReadOnly)
 	}
@@ -206,7 +206,7 @@ func (s *Store) RemoveMount(ctx context.Context, id string) error {
 	if _, err := os.Lstat(path); !validMountID(id) || errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove mount %q: %w", id, ErrNotFound)
 	}
-	empty, err := s.discardTree(ctx, path)
+	empty, err := s.discardTree(path)
 	if err = errors.Join(err, empty()); err != nil {
 		return fmt.Errorf("remove mount %s: %w", id, s.Explain(err))
 	}

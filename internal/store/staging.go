@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -17,14 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const lockSuffix = ".lock"
+const (
+	lockSuffix  = ".lock"
+	trashPrefix = "trash-" // of names without a lock: nobody needs what is there
+)
 
 // scratch is a name in the staging area that its holder has alone: the locked
 // file NAME.lock and, once made, the directory NAME.
 type scratch struct {
 	name string
 	path string
-	lock *durable.Lock
+	lock *durable.Lock // nil for trash
 }
 
 // claim waits for the name and removes what a killed holder left under it.
@@ -41,12 +43,21 @@ func (s *Store) claim(ctx context.Context, name string) (*scratch, error) {
 	return c, nil
 }
 
+// made tells whether there is a directory.
+func (c *scratch) made() bool {
+	_, err := os.Lstat(c.path)
+	return err == nil
+}
+
 // mkdir makes the empty directory of c.
 func (c *scratch) mkdir() error { return os.Mkdir(c.path, dirPerm) }
 
 // release gives the name up. The directory must be gone: who finds one takes it
 // for what a killed process left.
 func (c *scratch) release() error {
+	if c.lock == nil {
+		return nil
+	}
 	// Unlinked while it is held: whoever waits for it notices (durable.TryAcquire).
 	err := os.Remove(c.path + lockSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -60,25 +71,30 @@ func (c *scratch) discard() error {
 	return errors.Join(removeTree(c.path), c.release())
 }
 
-// discardTree deletes the trees at paths. Each takes its name away in one step, so
-// that nothing half deleted is ever in its place. The caller holds what keeps
-// others from putting something new there; the work of deleting is done by the
-// returned function, which is never nil, without any lock of the store.
-func (s *Store) discardTree(ctx context.Context, paths ...string) (func() error, error) {
-	trash, err := s.claim(ctx, "trash-"+randomName())
-	if err != nil {
-		return func() error { return nil }, err
-	}
-	if err := trash.mkdir(); err != nil {
-		return trash.release, err
-	}
-	for i, path := range paths {
-		err = os.Rename(path, filepath.Join(trash.path, fmt.Sprint(i)))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return trash.discard, err
+// discardTree deletes the trees at paths. Each loses its name in one step, so that
+// nothing half deleted is ever in its place. The caller holds what keeps others
+// from putting something new there; deleting is left to the returned function,
+// which is never nil and needs no lock of the store.
+//
+// It works on a full disk too: trash has no lock of its own. Whoever opens the
+// store meanwhile helps to delete it.
+func (s *Store) discardTree(paths ...string) (empty func() error, err error) {
+	trash := make([]string, 0, len(paths))
+	for _, path := range paths {
+		to := s.path(dirStaging, trashPrefix+randomName())
+		err = ignoreMissing(os.Rename(path, to))
+		if err != nil {
+			break
 		}
+		trash = append(trash, to)
 	}
-	return trash.discard, nil
+	return func() error {
+		var errs []error
+		for _, path := range trash {
+			errs = append(errs, removeTree(path))
+		}
+		return errors.Join(errs...)
+	}, err
 }
 
 // sweep removes what nobody holds: the staging area of killed processes and their
@@ -86,7 +102,9 @@ func (s *Store) discardTree(ctx context.Context, paths ...string) (func() error,
 func (s *Store) sweep(ctx context.Context) error {
 	orphans, err := s.orphans()
 	for _, c := range orphans {
-		s.log.LogAttrs(ctx, slog.LevelInfo, "removing what a stopped process left", slog.String("path", c.path))
+		if c.made() { // a bare lock may be another's that was not fast enough: it makes a new one
+			s.log.LogAttrs(ctx, slog.LevelInfo, "removing what a stopped process left", slog.String("path", c.path))
+		}
 		err = errors.Join(err, c.discard())
 	}
 	if err != nil {
@@ -120,7 +138,10 @@ func (s *Store) sweepStale(ctx context.Context) error {
 	}
 	empty, err := s.takeStale(ctx)
 	if err == nil {
-		err = writeRecord(s.path(fileBoot), s.boot, unsynced)
+		err = s.Explain(writeRecord(s.path(fileBoot), s.boot, unsynced))
+	}
+	if errors.Is(err, ErrNoSpace) {
+		err = nil // looked at again next time; a full store has to open, to be emptied
 	}
 	return errors.Join(err, lock.Release(), empty())
 }
@@ -130,7 +151,7 @@ func (s *Store) takeStale(ctx context.Context) (empty func() error, err error) {
 	if err != nil || len(stale) == 0 {
 		return func() error { return nil }, err
 	}
-	return s.discardTree(ctx, s.sayStale(ctx, stale)...)
+	return s.discardTree(s.sayStale(ctx, stale)...)
 }
 
 // stale lists the objects, below the root, that bear the mark of another boot.
@@ -176,6 +197,10 @@ func (s *Store) orphans() ([]*scratch, error) {
 	for _, entry := range entries {
 		name := strings.TrimSuffix(entry.Name(), lockSuffix)
 		path := s.path(dirStaging, name)
+		if strings.HasPrefix(name, trashPrefix) {
+			orphans = append(orphans, &scratch{name: name, path: path})
+			continue
+		}
 		lock, err := durable.TryAcquire(path+lockSuffix, durable.Exclusive)
 		if errors.Is(err, durable.ErrLocked) {
 			continue // in use, or claimed a moment ago by its other entry

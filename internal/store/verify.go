@@ -76,11 +76,12 @@ func (s *Store) verify(ctx context.Context, o VerifyOptions) (VerifyReport, erro
 		defer func() { _ = lock.Release() }()
 	}
 	in := inspection{store: s, badContent: bad, layers: map[oci.DiffID]bool{}, images: map[oci.Digest]bool{}}
-	if err := in.run(o.Repair); err != nil {
-		return in.report, err
-	}
-	if o.Repair {
+	err = in.run(o.Repair)
+	if err == nil && o.Repair {
 		err = in.repair(ctx)
+	}
+	for _, c := range in.orphans {
+		err = errors.Join(err, c.release())
 	}
 	return in.report, err
 }
@@ -300,15 +301,20 @@ func (in *inspection) inspectMounts() error {
 func (in *inspection) inspectStaging(alone bool) error {
 	orphans, err := in.store.orphans()
 	for _, c := range orphans {
-		in.found(filepath.Join(dirStaging, c.name), "left by a stopped process")
-		if !alone {
+		switch {
+		case !c.made(): // a bare lock, perhaps of who is about to take it
+			err = errors.Join(err, c.release())
+		case alone:
+			in.orphans = append(in.orphans, c)
+			in.found(filepath.Join(dirStaging, c.name), "left by a stopped process")
+		case c.lock != nil: // trash may be being emptied
+			in.found(filepath.Join(dirStaging, c.name), "left by a stopped process")
 			err = errors.Join(err, c.lock.Release())
 		}
 	}
 	if !alone {
 		return err
 	}
-	in.orphans = orphans
 	temps, tempErr := in.store.temps()
 	for _, path := range temps {
 		relative, relErr := filepath.Rel(in.store.root, path)
@@ -345,11 +351,7 @@ func (in *inspection) repair(ctx context.Context) error {
 		}
 		s.log.LogAttrs(ctx, slog.LevelWarn, "store repaired", slog.String("path", p.Path), slog.String("problem", p.Detail), slog.String("action", p.Action))
 	}
-	var errs []error
-	for _, c := range in.orphans {
-		errs = append(errs, c.release())
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // quarantine moves what is wrong, with the reason beside it, out of the way:
