@@ -64,12 +64,8 @@ func (r *Repository) blobSources(d oci.Descriptor) []*source {
 		if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !origin.access.PlainHTTP) {
 			continue
 		}
-		access := Access{InsecureSkipVerify: r.client.options.InsecureSkipVerify}
-		if host, _ := r.client.options.hostFor(u.Host, ""); host != nil {
-			access = host.Access
-		}
 		e := &endpoint{
-			client: r.client, scheme: u.Scheme, host: u.Host, access: access, foreign: u,
+			client: r.client, scheme: u.Scheme, host: u.Host, access: origin.accessTo(u.Host), foreign: u,
 			health: r.client.healthOf(u.Scheme + "://" + u.Host),
 		}
 		sources = append(sources, &source{endpoint: e, call: call{method: http.MethodGet, url: u}})

@@ -104,14 +104,13 @@ func (c *Client) Repository(ref oci.Reference) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{client: c, name: ref.Name(), plainHTTP: ref.PlainHTTP, endpoints: endpoints}, nil
+	return &Repository{client: c, name: ref.Name(), endpoints: endpoints}, nil
 }
 
 // Repository reads and writes one repository.
 type Repository struct {
 	client    *Client
 	name      string
-	plainHTTP bool        // the reference said http://
 	endpoints []*endpoint // mirrors in order, then the origin
 }
 

@@ -45,6 +45,9 @@ func match(pattern, host, repository string) (s specificity, named string, ok bo
 	host = canonicalHost(host)
 	name, _, _ := cutPort(host)
 	name = strings.TrimSuffix(name, ".")
+	if pattern == "*" {
+		pattern = "."
+	}
 	pattern = strings.TrimPrefix(pattern, "*")
 	patternHost, patternPath, hasPath := strings.Cut(pattern, "/")
 	domain := canonicalHost(strings.TrimSuffix(patternHost, "."))

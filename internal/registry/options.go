@@ -33,6 +33,7 @@ const (
 	maxRangeStreams              = 16
 	maxResponseHeaderBytes       = 64 << 10
 	maxRedirects                 = 10
+	maxRedirectBytes             = 4 << 10
 	maxErrorBodyBytes            = 64 << 10
 	maxTokenBytes                = 1 << 20
 	maxCredentialBytes           = 4 << 20
@@ -121,12 +122,12 @@ type Access struct {
 //
 //   - "ghcr.io." the host of that name, on any port
 //   - ".example.com" and "*.example.com" all hosts below that domain
-//   - "." every host
+//   - "." and "*" every host
 //   - "ghcr.io", "localhost:5000" host and port as they stand in the reference
 //   - "ghcr.io/team" the repository of that name and those below it
 //
 // A later line of this list is more specific than those above it, except that
-// "." is the least; within one line the longest is.
+// "." and "*" are the least; within one line the longest is.
 type Host struct {
 	Match string
 	Access

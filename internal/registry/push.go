@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"dray/internal/oci"
 	"dray/internal/stream"
@@ -134,8 +135,15 @@ func (u *upload) attempt(ctx context.Context) error {
 // For smaller ones sending again costs less than one more request for each.
 const resumableBytes = 1 << 20
 
+// storeRate is what a registry may be expected to store and hash, in bytes per
+// second, after the last byte has come.
+const storeRate = 16 << 20
+
 func (u *upload) call(method string, target *url.URL, want ...int) call {
-	return call{method: method, url: target, scope: u.endpoint.scope("pull,push"), want: want}
+	return call{
+		method: method, url: target, scope: u.endpoint.scope("pull,push"), want: want,
+		slow: time.Duration(u.blob.Size/storeRate) * time.Second,
+	}
 }
 
 // progress asks how many bytes of the session the registry has.

@@ -50,11 +50,7 @@ func newWide(ctx context.Context, lead *span) *wide {
 // Read implements [io.Reader].
 func (w *wide) Read(p []byte) (int, error) {
 	for {
-		before := time.Now()
-		n, err := w.current.Read(p)
-		if w.leading {
-			w.waited += time.Since(before)
-		}
+		n, err := w.read(p)
 		w.offset += int64(n)
 		switch {
 		case n > 0:
@@ -67,6 +63,17 @@ func (w *wide) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// read reads and, in the lead, takes the time.
+func (w *wide) read(p []byte) (int, error) {
+	if !w.leading {
+		return w.current.Read(p)
+	}
+	before := time.Now()
+	n, err := w.current.Read(p)
+	w.waited += time.Since(before)
+	return n, err
 }
 
 func (w *wide) follow(next func() io.ReadCloser) {

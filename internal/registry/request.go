@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // call is one request to an endpoint.
@@ -19,6 +20,7 @@ type call struct {
 	body   func() (io.ReadCloser, error) // opened once per attempt; nil: none
 	size   int64                         // of the body
 	scope  string                        // what a token must allow
+	slow   time.Duration                 // that the server may take for the answer beyond the time-out
 	want   []int                         // statuses that are success
 }
 
@@ -73,7 +75,7 @@ func (e *endpoint) follow(ctx context.Context, k call, authorization string) (*h
 		if err != nil {
 			return nil, err
 		}
-		resp, err := e.client.roundTrip(ctx, conn, req)
+		resp, err := e.client.roundTrip(ctx, conn, req, e.client.options.Timeouts.Header+k.slow)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
@@ -104,6 +106,7 @@ func (k *call) request(ctx context.Context, target *url.URL) (*http.Request, err
 	if k.header != nil {
 		req.Header = k.header.Clone()
 	}
+	req.Header.Set("Accept-Encoding", "identity") // digests are of the bytes as they are stored
 	if k.body != nil {
 		if req.Body, err = k.body(); err != nil {
 			return nil, err
@@ -121,6 +124,7 @@ func (k *call) request(ctx context.Context, target *url.URL) (*http.Request, err
 func (e *endpoint) judge(req *http.Request, resp *http.Response, own bool) (*url.URL, error) {
 	switch resp.StatusCode {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		_, _ = io.CopyN(io.Discard, resp.Body, maxRedirectBytes) // lets the connection be used again
 		return redirect(req, resp)
 	}
 	err := statusError(req, resp, e.client.now())
@@ -162,18 +166,24 @@ func location(req *http.Request, resp *http.Response) (*url.URL, error) {
 	return next, nil
 }
 
-// connection returns the pool for host: that of the endpoint for its own, and
-// for others one with their own certificates and settings or, without, the
-// endpoint's.
+// connection returns the pool for host.
 func (e *endpoint) connection(host string) (*connection, error) {
-	access := e.access
-	if host != e.host {
-		if other, _ := e.client.options.hostFor(host, ""); other != nil {
-			access = other.Access
-			access.InsecureSkipVerify = access.InsecureSkipVerify || e.client.options.InsecureSkipVerify
-		}
+	return e.client.connectionTo(strings.ToLower(host), e.accessTo(host), e.mirror)
+}
+
+// accessTo returns how host is spoken to: as the endpoint for its own and for
+// hosts without settings, else by their settings.
+func (e *endpoint) accessTo(host string) Access {
+	if host == e.host {
+		return e.access
 	}
-	return e.client.connectionTo(strings.ToLower(host), access, e.mirror)
+	other, _ := e.client.options.hostFor(host, "")
+	if other == nil {
+		return e.access
+	}
+	access := other.Access
+	access.InsecureSkipVerify = access.InsecureSkipVerify || e.client.options.InsecureSkipVerify
+	return access
 }
 
 // each tries the repository's endpoints in order until one succeeds. A mirror

@@ -33,8 +33,8 @@ func (e *endpoint) token(ctx context.Context, c challenge, scope string, credent
 	case realm.Scheme == "http" && e.scheme == "https":
 		return grant{}, protocolError(at, "challenge names a token service without https: %s", bare(realm))
 	}
-	service := &endpoint{ // with the settings of the registry that names it
-		client: e.client, scheme: realm.Scheme, host: realm.Host, access: e.access, mirror: e.mirror,
+	service := &endpoint{
+		client: e.client, scheme: realm.Scheme, host: realm.Host, access: e.accessTo(realm.Host), mirror: e.mirror,
 		health: e.client.healthOf(realm.Scheme + "://" + realm.Host),
 	}
 	k := tokenCall(realm, c, scopes(c, scope), credentials)

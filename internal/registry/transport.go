@@ -182,17 +182,18 @@ func readFile(path string, limit int64) ([]byte, error) {
 }
 
 // roundTrip sends req and returns its response, whose body counts bytes and is
-// given up when nothing comes for the progress time-out. Errors are [*Error].
-func (c *Client) roundTrip(ctx context.Context, conn *connection, req *http.Request) (*http.Response, error) {
+// given up when nothing comes for the progress time-out. patience is how long the
+// response's header may take. Errors are [*Error].
+func (c *Client) roundTrip(ctx context.Context, conn *connection, req *http.Request, patience time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	watch := &watchdog{limit: c.options.Timeouts.Progress}
-	watch.timer = time.AfterFunc(c.options.Timeouts.Header, func() {
+	watch.timer = time.AfterFunc(patience, func() {
 		watch.fired.Store(true)
 		cancel()
 	})
 	req = req.WithContext(ctx)
 	if req.Body != nil && req.Body != http.NoBody {
-		req.Body = &watchedBody{ReadCloser: req.Body, watch: watch, sending: c.options.Timeouts.Header, count: &c.stats.sent}
+		req.Body = &watchedBody{ReadCloser: req.Body, watch: watch, sending: patience, count: &c.stats.sent}
 	}
 	req.Header.Set("User-Agent", c.options.UserAgent)
 	c.stats.requests.Add(1)
