@@ -67,10 +67,10 @@ func (d *decoder) fastGo(out *output) fastResult {
 		}
 		// At least 32 bits are left.
 		if e&entryOther != 0 {
-			if e&entryKind == entrySubtable {
+			if e&entrySubtable == entrySubtable {
 				b >>= litTableBits
 				n -= litTableBits
-				e = lit[e>>entryLit1&0xffff+uint32(b)&(1<<(e>>entryExtra&15)-1)]
+				e = lit[e>>entryPlace&entryPlaces+uint32(b)&(1<<(e>>entryExtra&15)-1)]
 				if e&entryLitOnly != 0 {
 					store16(buf, pos, uint16(e>>entryLit1))
 					pos++
@@ -81,7 +81,7 @@ func (d *decoder) fastGo(out *output) fastResult {
 			}
 			if e&entryOther != 0 {
 				result = fastInvalid
-				if e&entryKind == entryEnd {
+				if e&entryEnd == entryEnd {
 					b >>= e & 63
 					n -= uint(e & entryDrop)
 					result = fastEnd

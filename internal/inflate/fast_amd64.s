@@ -50,56 +50,54 @@ loop:
 	ADDQ  DX, SI
 	ORL   $56, R9
 round:
-	TESTL $0x10000000, AX
-	JZ    other
+	MOVL  AX, DX
+	SHRL  $8, DX
+	MOVW  DX, (DI)
+	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
-	MOVL AX, DX
-	SHRL $8, DX
-	MOVW DX, (DI)
-	SHRL $30, AX
-	ADDQ AX, DI
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x10000000, AX
+	JZ    other
 	MOVL R8, AX
 	ANDL $4095, AX
 	MOVL (R10)(AX*4), AX
-	TESTL $0x10000000, AX
-	JZ    other
+	MOVL  AX, DX
+	SHRL  $8, DX
+	MOVW  DX, (DI)
+	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
-	MOVL AX, DX
-	SHRL $8, DX
-	MOVW DX, (DI)
-	SHRL $30, AX
-	ADDQ AX, DI
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x10000000, AX
+	JZ    other
 	MOVL R8, AX
 	ANDL $4095, AX
 	MOVL (R10)(AX*4), AX
-	TESTL $0x10000000, AX
-	JZ    other
+	MOVL  AX, DX
+	SHRL  $8, DX
+	MOVW  DX, (DI)
+	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
-	MOVL AX, DX
-	SHRL $8, DX
-	MOVW DX, (DI)
-	SHRL $30, AX
-	ADDQ AX, DI
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x10000000, AX
+	JZ    other
 	MOVL R8, AX
 	ANDL $4095, AX
 	MOVL (R10)(AX*4), AX
 	JMP loop
+
 other:
 	TESTL $0x20000000, AX
 	JNZ   special
 match:
-	MOVL  AX, DX
-	SHRL  $8, DX
-	MOVB  DX, (DI)
-	MOVL  AX, DX
-	SHRL  $30, DX
-	ADDQ  DX, DI
-	BZHIQ AX, R8, R14
-	SHRXQ AX, R8, R8
-	SUBL  AX, R9
 	MOVQ  (SI), DX
 	SHLXQ R9, DX, DX
 	ORQ   DX, R8
@@ -182,44 +180,40 @@ nearCopy:
 	JMP   loop
 
 special:
-	MOVL AX, DX
-	SHRL $30, DX
-	CMPL DX, $2
-	JEQ  end
-	CMPL DX, $1
-	JNE  invalid
-	SHRXQ AX, R8, R8
-	SUBL AX, R9
-	MOVL AX, DX
-	SHRL $24, DX
-	ANDL $15, DX
+	TESTL $0x800000, AX
+	JNZ   end
+	TESTL $0x400000, AX
+	JZ    invalid
+	MOVL  AX, DX
+	SHRL  $24, DX
+	ANDL  $15, DX
 	BZHIQ DX, R8, CX
-	SHRL $8, AX
-	MOVWLZX AX, AX
-	ADDQ CX, AX
-	MOVL (R10)(AX*4), AX
-	TESTL $0x10000000, AX
-	JNZ  literal
-	TESTL $0x20000000, AX
-	JZ   match
-	MOVL AX, DX
-	SHRL $30, DX
-	CMPL DX, $2
-	JNE  invalid
-	JMP  end
-
-literal:
+	SHRL  $8, AX
+	ANDL  $0x3fff, AX
+	ADDQ  CX, AX
+	MOVL  (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	MOVW  DX, (DI)
+	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
-	MOVL AX, DX
-	SHRL $8, DX
-	MOVW DX, (DI)
-	SHRL $30, AX
-	ADDQ AX, DI
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x30000000, AX
+	JZ    match
+	TESTL $0x20000000, AX
+	JNZ   last
 	MOVL R8, AX
 	ANDL $4095, AX
 	MOVL (R10)(AX*4), AX
 	JMP loop
+
+last:
+	TESTL $0x800000, AX
+	JNZ   end
+	JMP   invalid
 
 farDistance:
 	TESTL $0x4000, DX
@@ -238,8 +232,6 @@ farDistance:
 	JNS   distance
 	JMP   invalid
 end:
-	SHRXQ AX, R8, R8
-	SUBL  AX, R9
 	MOVQ  $1, AX
 	JMP   store
 

@@ -53,7 +53,7 @@ type headerReader struct {
 
 func (h *headerReader) byte() (byte, error) {
 	b, err := h.s.readByte()
-	h.sum = crc32.Update(h.sum, crc32.IEEETable, []byte{b})
+	h.sum = ^(crc32.IEEETable[byte(^h.sum)^b] ^ ^h.sum>>8)
 	return b, err
 }
 

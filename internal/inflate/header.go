@@ -1,5 +1,7 @@
 package inflate
 
+import "encoding/binary"
+
 // The order in which a dynamic block gives the lengths of the code that its
 // code lengths are written in, RFC 1951 section 3.2.7.
 const lensOrder = "\x10\x11\x12\x00\x08\x07\x09\x06\x0a\x05\x0b\x04\x0c\x03\x0d\x02\x0e\x01\x0f"
@@ -87,7 +89,9 @@ func (d *decoder) dynamicCodes() error {
 func (d *decoder) codeLengths(lens []uint8) error {
 	table := d.lensTable()
 	for i := 0; i < len(lens); {
-		d.gather()
+		if d.nbits < lensCodeBits+7 {
+			d.gather()
+		}
 		e := table[d.bits&(1<<lensCodeBits-1)]
 		n := uint(e & 7)
 		if n == 0 || n > d.nbits {
@@ -152,8 +156,16 @@ func (d *decoder) lensTable() (t [1 << lensCodeBits]uint8) {
 	return t
 }
 
-// gather fills the bit buffer with the bytes on hand.
+// gather fills the bit buffer with the bytes on hand, up to 56 bits at least if
+// there are enough.
 func (d *decoder) gather() {
+	if rest := d.src.buf[d.src.pos:]; len(rest) >= 8 {
+		d.bits |= binary.LittleEndian.Uint64(rest) << d.nbits
+		d.src.pos += int(63-d.nbits) >> 3
+		d.nbits |= 56
+		d.bits &= 1<<d.nbits - 1
+		return
+	}
 	for d.nbits <= 48 && d.src.pos < len(d.src.buf) {
 		d.bits |= uint64(d.src.buf[d.src.pos]) << d.nbits
 		d.src.pos++

@@ -14,8 +14,9 @@ package inflate
 //	bit  29     neither literal nor length: see below
 //	bits 30-31  number of literals
 //
-// With bit 29 set, bits 30-31 tell a second table (bits 8-23 its place, bits
-// 24-27 the bits of its index), the end of the block, or no code at all.
+// With bit 29 set there is no literal, and bit 22 tells a second table (bits 8-21
+// its place, bits 24-27 the bits of its index), bit 23 the end of the block, and
+// neither that there is no such code.
 //
 // An entry of the distance table:
 //
@@ -40,9 +41,10 @@ const (
 	entryOther   = 1 << 29
 	entryCount   = 30
 
-	entryKind     = entryOther | 3<<entryCount
-	entrySubtable = entryOther | 1<<entryCount
-	entryEnd      = entryOther | 2<<entryCount
+	entryPlace    = 8
+	entryPlaces   = 1<<14 - 1
+	entrySubtable = entryOther | 1<<22
+	entryEnd      = entryOther | 1<<23
 	entryInvalid  = entryOther
 
 	distExtra    = 8
@@ -152,7 +154,7 @@ func (t *litTable) build(h *huffman, tableBits uint) {
 		second := secondTables{h: h, next: next, code: code, tableBits: tableBits, free: 1 << tableBits}
 		for second.more() {
 			prefix, start, size := second.open()
-			t[prefix] = entrySubtable | uint32(start)<<entryLit1 | uint32(size)<<entryExtra | uint32(tableBits)
+			t[prefix] = entrySubtable | uint32(start)<<entryPlace | uint32(size)<<entryExtra | uint32(tableBits)
 			for second.inside(prefix) {
 				sym, n, at, step := second.take()
 				e := litEntry(sym, n)

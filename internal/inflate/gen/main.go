@@ -59,17 +59,21 @@ func (g generator) lookup(reg string) {
 `, reg))
 }
 
-// literals writes the literals of the entry, and loads the next entry.
-func (g generator) literals(loaded string) {
+// entry writes the literals of the entry, if it has any, and consumes its bits,
+// which are left in {length} for a match's extra ones.
+func (g generator) entry() {
+	g.emit(`
+	MOVL  {e}, DX
+	SHRL  $8, DX
+	MOVW  DX, ({out})
+	BZHIQ {e}, {bits}, {length}
+`)
 	g.drop("{e}")
 	g.emit(`
-	MOVL {e}, DX
-	SHRL $8, DX
-	MOVW DX, ({out})
-	SHRL $30, {e}
-	ADDQ {e}, {out}
+	MOVL  {e}, DX
+	SHRL  $30, DX
+	ADDQ  DX, {out}
 `)
-	g.lookup(loaded)
 }
 
 // tables writes, for each distance below 16, the shuffle that repeats as many
@@ -102,30 +106,22 @@ func main() {
 `)
 	g.refill()
 	g.emit("round:")
-	for i := range 3 {
+	for range 3 {
+		g.entry()
 		g.emit(`
 	TESTL $0x10000000, {e}
 	JZ    other
 `)
-		g.literals("{e}")
-		if i == 2 {
-			g.emit("\tJMP loop\n")
-		}
+		g.lookup("{e}")
 	}
 	g.emit(`
+	JMP loop
+
 other:
 	TESTL $0x20000000, {e}
 	JNZ   special
 match:
-	MOVL  {e}, DX
-	SHRL  $8, DX
-	MOVB  DX, ({out})
-	MOVL  {e}, DX
-	SHRL  $30, DX
-	ADDQ  DX, {out}
-	BZHIQ {e}, {bits}, {length}
 `)
-	g.drop("{e}")
 	g.refill()
 	g.emit(`
 	MOVL  {bits}, DX
@@ -201,37 +197,34 @@ nearCopy:
 	JMP   loop
 
 special:
-	MOVL {e}, DX
-	SHRL $30, DX
-	CMPL DX, $2
-	JEQ  end
-	CMPL DX, $1
-	JNE  invalid
-	SHRXQ {e}, {bits}, {bits}
-	SUBL {e}, {n}
-	MOVL {e}, DX
-	SHRL $24, DX
-	ANDL $15, DX
+	TESTL $0x800000, {e}
+	JNZ   end
+	TESTL $0x400000, {e}
+	JZ    invalid
+	MOVL  {e}, DX
+	SHRL  $24, DX
+	ANDL  $15, DX
 	BZHIQ DX, {bits}, CX
-	SHRL $8, {e}
-	MOVWLZX {e}, {e}
-	ADDQ CX, {e}
-	MOVL ({lit})({e}*4), {e}
-	TESTL $0x10000000, {e}
-	JNZ  literal
-	TESTL $0x20000000, {e}
-	JZ   match
-	MOVL {e}, DX
-	SHRL $30, DX
-	CMPL DX, $2
-	JNE  invalid
-	JMP  end
-
-literal:
+	SHRL  $8, {e}
+	ANDL  $0x3fff, {e}
+	ADDQ  CX, {e}
+	MOVL  ({lit})({e}*4), {e}
 `)
-	g.literals("{e}")
+	g.entry()
+	g.emit(`
+	TESTL $0x30000000, {e}
+	JZ    match
+	TESTL $0x20000000, {e}
+	JNZ   last
+`)
+	g.lookup("{e}")
 	g.emit(`
 	JMP loop
+
+last:
+	TESTL $0x800000, {e}
+	JNZ   end
+	JMP   invalid
 
 farDistance:
 	TESTL $0x4000, DX
@@ -286,8 +279,6 @@ TEXT ·fastLoop(SB), NOSPLIT, $0-16
 
 const tail = `
 end:
-	SHRXQ {e}, {bits}, {bits}
-	SUBL  {e}, {n}
 	MOVQ  $1, AX
 	JMP   store
 
