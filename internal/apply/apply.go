@@ -132,9 +132,13 @@ type applier struct {
 // wrapped with the entry's name, and the cause of ctx.
 func Apply(ctx context.Context, root *os.File, t *layer.Tar, o Options) (Result, error) {
 	a := &applier{o: o, tar: t, uid: uint32(unix.Geteuid()), gid: uint32(unix.Getegid()), umask: readUmask()}
+	return a.applyAll(ctx, root)
+}
+
+func (a *applier) applyAll(ctx context.Context, root *os.File) (Result, error) {
 	var err error
-	if o.Journal != nil {
-		if a.journal, err = newJournal(o.Journal, o.ContentHash); err != nil {
+	if a.o.Journal != nil {
+		if a.journal, err = newJournal(a.o.Journal, a.o.ContentHash); err != nil {
 			return a.result, err
 		}
 	}
@@ -142,11 +146,11 @@ func Apply(ctx context.Context, root *os.File, t *layer.Tar, o Options) (Result,
 		err = a.run(ctx)
 	}
 	err = errors.Join(err, a.closeAll())
-	if a.journal != nil {
-		err = errors.Join(err, a.journal.close(err == nil))
+	if a.journal != nil && err == nil {
+		err = a.journal.close()
 	}
-	if err == nil && !a.result.Exact() && o.Log != nil {
-		o.Log.LogAttrs(ctx, slog.LevelWarn, "layer could not be applied exactly", slog.Any("inexact", &a.result))
+	if err == nil && !a.result.Exact() && a.o.Log != nil {
+		a.o.Log.LogAttrs(ctx, slog.LevelWarn, "layer could not be applied exactly", slog.Any("inexact", &a.result))
 	}
 	return a.result, err
 }

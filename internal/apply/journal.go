@@ -118,11 +118,9 @@ func newJournal(w io.Writer, checksum string) (*journal, error) {
 	return &journal{w: encoder, sum: content, value: value}, nil
 }
 
-// close writes the end, if all went well.
-func (j *journal) close(complete bool) error {
-	if !complete {
-		return nil // the encoder holds nothing but memory
-	}
+// close writes the end. After a failure there is none, and nothing to close:
+// the encoder holds nothing but memory.
+func (j *journal) close() error {
 	j.start(kindEnd, "", "")
 	j.count-- // the end does not count
 	j.buf = binary.AppendUvarint(j.buf, j.count)

@@ -94,7 +94,7 @@ func readJournal(src io.Reader) (*records, error) {
 	}
 	defer z.Close()
 	all := &records{byPath: map[string]*record{}, sum: sum}
-	r := &journalReader{r: bufio.NewReader(z), sum: sum.Size()}
+	r := newJournalReader(z, sum.Size())
 	for seq := int64(1); ; seq++ {
 		done, err := r.next(all, seq)
 		if err != nil {
@@ -104,6 +104,10 @@ func readJournal(src io.Reader) (*records, error) {
 			return all, nil
 		}
 	}
+}
+
+func newJournalReader(src io.Reader, sumBytes int) *journalReader {
+	return &journalReader{r: bufio.NewReader(src), sum: sumBytes}
 }
 
 // next reads one record into all, and tells whether it was the end.

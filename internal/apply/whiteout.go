@@ -61,9 +61,20 @@ func (a *applier) whiteout(e *layer.Entry, name string) (bool, error) {
 	return true, a.hide(d, target, fileTime{e.MTimeSec, e.MTimeNsec})
 }
 
-// hide makes a whiteout of base in d, unless this layer has an entry there.
+// hide makes a whiteout of base in d, unless this layer has an entry there, or
+// d is below an opaque directory: nothing is left to hide there, and overlayfs
+// lists the whiteouts of directories that it does not merge.
 func (a *applier) hide(d *openedDir, base string, t fileTime) error {
-	made, err := a.makeWhiteout(d, base)
+	if a.result.OpaqueDirs > 0 {
+		if opaque, err := a.belowOpaque(d.path); opaque || err != nil {
+			return err
+		}
+		var err error
+		if d, err = a.again(d); err != nil {
+			return err
+		}
+	}
+	err := a.makeWhiteout(d, base)
 	if errors.Is(err, unix.EEXIST) {
 		st, err := lstat(d.fd, base)
 		if err != nil {
@@ -81,9 +92,6 @@ func (a *applier) hide(d *openedDir, base string, t fileTime) error {
 	if err != nil {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
-	if !made {
-		return nil
-	}
 	d.changed = true
 	a.result.Whiteouts++
 	if err := a.utimesat(d.fd, base, t); err != nil {
@@ -92,30 +100,42 @@ func (a *applier) hide(d *openedDir, base string, t fileTime) error {
 	return a.journal.whiteout(d.path, base)
 }
 
-// makeWhiteout makes the device 0:0 or, where that is refused, an empty file,
-// and tells whether it did.
-func (a *applier) makeWhiteout(d *openedDir, base string) (bool, error) {
+// belowOpaque tells whether the directory at path, or one above it, is opaque.
+func (a *applier) belowOpaque(path string) (bool, error) {
+	for {
+		d, err := a.existing(path)
+		if err != nil {
+			return false, err
+		}
+		if a.overlayXattr(d.fd, overlayOpaque) == "y" {
+			return true, nil
+		}
+		if path == "" {
+			return false, nil
+		}
+		path, _ = split(path)
+	}
+}
+
+// makeWhiteout makes the device 0:0 or, where that is refused, an empty file.
+func (a *applier) makeWhiteout(d *openedDir, base string) error {
 	if !a.xwhiteout {
 		err := unix.Mknodat(d.fd, base, unix.S_IFCHR, 0)
 		if a.o.Whiteouts == Trusted || !errors.Is(err, unix.EPERM) {
-			return err == nil, err
+			return err
 		}
 		a.xwhiteout = true
 	}
 	fd, err := a.openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer func() { _ = unix.Close(fd) }() // nothing was written
-	if a.overlayXattr(d.fd, overlayOpaque) == "y" {
-		// Nothing is left to hide, and overlayfs would show the file.
-		return false, unix.Unlinkat(d.fd, base, 0)
-	}
 	if err := a.setOverlayXattr(fd, overlayWhiteout, "y"); err != nil {
-		return false, err
+		return err
 	}
 	// Tells overlayfs that the directory may hold such files.
-	return true, a.setOverlayXattr(d.fd, overlayOpaque, "x")
+	return a.setOverlayXattr(d.fd, overlayOpaque, "x")
 }
 
 // isWhiteout tells whether base in d, whose status is st, is a whiteout.
@@ -139,33 +159,55 @@ func (a *applier) markOpaque(d *openedDir) error {
 	if err := a.setOverlayXattr(d.fd, overlayOpaque, "y"); err != nil {
 		return fmt.Errorf("mark %q opaque: %w", d.path, err)
 	}
-	if a.xwhiteout {
-		if err := a.removeWhiteouts(d); err != nil {
-			return fmt.Errorf("mark %q opaque: %w", d.path, err)
-		}
-	}
 	a.result.OpaqueDirs++
 	a.result.OpaqueRoot = a.result.OpaqueRoot || d == a.root
-	return a.journal.opaque(d.path)
-}
-
-// removeWhiteouts removes empty files that are whiteouts from a directory that
-// has become opaque, where overlayfs would show them.
-func (a *applier) removeWhiteouts(d *openedDir) error {
-	if _, err := unix.Seek(d.fd, 0, 0); err != nil {
+	if err := a.journal.opaque(d.path); err != nil {
 		return err
 	}
-	d.changed = true
-	return readNames(d.fd, func(name string) error {
-		st, err := lstat(d.fd, name)
-		if err != nil || !a.isWhiteout(d.fd, name, &st) {
+	if a.result.Whiteouts == 0 {
+		return nil
+	}
+	return a.removeWhiteouts(d.path)
+}
+
+// removeWhiteouts removes the whiteouts below a directory that has become opaque.
+// There are none below those that were opaque before.
+func (a *applier) removeWhiteouts(path string) error {
+	d, err := a.existing(path)
+	if err != nil {
+		return err
+	}
+	// A descriptor with a position of its own, which stays open.
+	fd, err := a.openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return readNames(fd, func(name string) error {
+		st, err := lstat(fd, name)
+		switch {
+		case err != nil:
+			return err
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+			below := join(path, name)
+			d, err := a.existing(below)
+			if err != nil || a.overlayXattr(d.fd, overlayOpaque) == "y" {
+				return err
+			}
+			return a.removeWhiteouts(below)
+		case !a.isWhiteout(fd, name, &st):
+			return nil
+		}
+		d, err := a.existing(path) // so that its time is kept
+		if err != nil {
 			return err
 		}
-		if err := unix.Unlinkat(d.fd, name, 0); err != nil {
+		d.changed = true
+		if err := unix.Unlinkat(fd, name, 0); err != nil {
 			return err
 		}
 		a.result.Whiteouts--
-		return a.journal.removed(d.path, name)
+		return a.journal.removed(path, name)
 	})
 }
 
