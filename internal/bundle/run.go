@@ -90,7 +90,7 @@ func Run(ctx context.Context, o RunOptions) (exitCode int, err error) {
 		return -1, fmt.Errorf("run container %s: %w", o.ID, err)
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
-	pidFile, logFile := filepath.Join(scratch, "pid"), filepath.Join(scratch, "log")
+	pidFile, logFile := o.pidFile(), filepath.Join(scratch, "log")
 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -133,14 +133,21 @@ func Run(ctx context.Context, o RunOptions) (exitCode int, err error) {
 	case exit == nil:
 		err = ended
 	}
-	if err = errors.Join(err, deleteContainer(context.WithoutCancel(ctx), path, &o)); err != nil {
+	remove := deleteContainer
+	if signaled {
+		remove = func(ctx context.Context, path string, o *RunOptions) error { return o.remove(ctx, path) }
+	}
+	if err = errors.Join(err, remove(context.WithoutCancel(ctx), path, &o)); err != nil {
 		return code, fmt.Errorf("run container %s: %w", o.ID, err)
 	}
 	return code, nil
 }
 
+// pidFile is where the runtime says that the container's process runs.
+func (o *RunOptions) pidFile() string { return filepath.Join(o.Bundle, scratchName, "pid") }
+
 // check validates the options and fills in their defaults.
-func (o *RunOptions) check() error {
+func (o *RunOptions) check() (err error) {
 	if !idPattern.MatchString(o.ID) {
 		return fmt.Errorf("ID must be letters, digits, '_', '.' and '-', at most 128: %w", ErrOption)
 	}
@@ -149,6 +156,12 @@ func (o *RunOptions) check() error {
 	}
 	if o.Terminal && (o.Stdin == nil || !term.IsTerminal(int(o.Stdin.Fd()))) {
 		return fmt.Errorf("a terminal is wanted, but standard input is none: %w", ErrOption)
+	}
+	if o.Bundle, err = filepath.Abs(o.Bundle); err != nil {
+		return err
+	}
+	if o.Root, err = filepath.Abs(o.Root); err != nil {
+		return err
 	}
 	if o.StopSignal == 0 {
 		o.StopSignal = unix.SIGTERM
@@ -178,20 +191,6 @@ func (o *RunOptions) wait(ctx context.Context, cmd *exec.Cmd, path, pidFile stri
 	close(done)
 	running.Wait()
 	return err, s.forced
-}
-
-// Delete kills and removes a container that an earlier [Run] left because its
-// process was killed. Runtime, ID, Root and Rootless of o are used. No such
-// container is not an error.
-func Delete(ctx context.Context, o RunOptions) error {
-	path, err := FindRuntime(o.Runtime)
-	if err != nil {
-		return err
-	}
-	if !idPattern.MatchString(o.ID) || o.Root == "" {
-		return fmt.Errorf("delete container %q of %q: %w", o.ID, o.Root, ErrOption)
-	}
-	return deleteContainer(ctx, path, &o)
 }
 
 // deleteContainer removes what the runtime has not removed itself, if anything. A
