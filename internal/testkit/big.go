@@ -43,9 +43,9 @@ func FileSeq(dir string, count int) iter.Seq[Entry] {
 // the kind that make gives ([Text], [Random], [Zeros]).
 //
 //	testkit.Big(t, 1, 2<<30, testkit.Random).Write(layout, "2g")
-func Big(t testing.TB, layerCount int, fileBytes int64, kind func(name string, size int64, seed uint64) Entry) *Builder {
-	t.Helper()
-	b := Image(t)
+func Big(tb testing.TB, layerCount int, fileBytes int64, kind func(name string, size int64, seed uint64) Entry) *Builder {
+	tb.Helper()
+	b := Image(tb)
 	for i := range layerCount {
 		b.Layer(Dir("big"), kind(fmt.Sprintf("big/%03d", i), fileBytes, uint64(i+1))).GzipLevel(gzip.BestSpeed)
 	}

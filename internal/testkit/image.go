@@ -23,19 +23,19 @@ import (
 //
 //	layout := testkit.Layout(t)
 //	testkit.Image(t).Layer(testkit.File("a", "1")).Write(layout, "v1")
-func Layout(t testing.TB) *ocidir.Layout {
-	t.Helper()
-	return LayoutAt(t, t.TempDir())
+func Layout(tb testing.TB) *ocidir.Layout {
+	tb.Helper()
+	return LayoutAt(tb, tb.TempDir())
 }
 
 // LayoutAt returns the OCI layout in dir, made when it is missing.
-func LayoutAt(t testing.TB, dir string) *ocidir.Layout {
-	t.Helper()
-	l, err := ocidir.Create(t.Context(), dir)
+func LayoutAt(tb testing.TB, dir string) *ocidir.Layout {
+	tb.Helper()
+	l, err := ocidir.Create(tb.Context(), dir)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
+	tb.Cleanup(func() { _ = l.Close() })
 	return l
 }
 
@@ -80,9 +80,9 @@ type Built struct {
 }
 
 // Image begins an image for this machine, without layers.
-func Image(t testing.TB) *Builder {
-	t.Helper()
-	return &Builder{t: t, image: oci.Image{Architecture: runtime.GOARCH, OS: "linux", RootFS: oci.RootFS{Type: "layers", DiffIDs: []oci.DiffID{}}}}
+func Image(tb testing.TB) *Builder {
+	tb.Helper()
+	return &Builder{t: tb, image: oci.Image{Architecture: runtime.GOARCH, OS: "linux", RootFS: oci.RootFS{Type: "layers", DiffIDs: []oci.DiffID{}}}}
 }
 
 // Layer adds a layer, compressed with gzip unless another method says otherwise.
@@ -220,11 +220,11 @@ func (b *Builder) Write(l *ocidir.Layout, tag string) Built {
 }
 
 // write stores the layer's blob and returns its descriptor and diff ID.
-func (y *layer) write(t testing.TB, l *ocidir.Layout) (oci.Descriptor, oci.DiffID) {
-	t.Helper()
+func (y *layer) write(tb testing.TB, l *ocidir.Layout) (oci.Descriptor, oci.DiffID) {
+	tb.Helper()
 	d := oci.Descriptor{Size: stream.AnySize}
 	if y.blob != nil {
-		d = PutBlob(t, l, y.blob)
+		d = PutBlob(tb, l, y.blob)
 		d.MediaType = y.mediaType
 		return d, oci.DiffID(d.Digest)
 	}
@@ -239,15 +239,15 @@ func (y *layer) write(t testing.TB, l *ocidir.Layout) (oci.Descriptor, oci.DiffI
 	defer func() { _ = r.Close() }()
 	var src io.Reader = r
 	if y.damage != nil {
-		src = bytes.NewReader(y.damage(mustRead(t, r)))
+		src = bytes.NewReader(y.damage(mustRead(tb, r)))
 	}
-	d, err := l.PutBlob(t.Context(), d, src)
+	d, err := l.PutBlob(tb.Context(), d, src)
 	if err != nil {
-		t.Fatalf("write layer: %v", err)
+		tb.Fatalf("write layer: %v", err)
 	}
 	if y.absent {
-		if err := l.DeleteBlob(t.Context(), d.Digest); err != nil {
-			t.Fatalf("leave layer out: %v", err)
+		if err := l.DeleteBlob(tb.Context(), d.Digest); err != nil {
+			tb.Fatalf("leave layer out: %v", err)
 		}
 	}
 	d.MediaType, d.URLs = y.mediaType, y.urls
@@ -276,22 +276,22 @@ func (y *layer) encode(w io.Writer, tarHash io.Writer) error {
 }
 
 // PutBlob stores bytes in a layout.
-func PutBlob(t testing.TB, l *ocidir.Layout, raw []byte) oci.Descriptor {
-	t.Helper()
-	d, err := l.PutBlob(t.Context(), oci.Descriptor{Size: stream.AnySize}, bytes.NewReader(raw))
+func PutBlob(tb testing.TB, l *ocidir.Layout, raw []byte) oci.Descriptor {
+	tb.Helper()
+	d, err := l.PutBlob(tb.Context(), oci.Descriptor{Size: stream.AnySize}, bytes.NewReader(raw))
 	if err != nil {
-		t.Fatalf("put blob: %v", err)
+		tb.Fatalf("put blob: %v", err)
 	}
 	return d
 }
 
 // PutRaw stores a manifest, an index or what only claims to be one, unchecked.
-func PutRaw(t testing.TB, l *ocidir.Layout, tag, mediaType string, raw []byte) oci.Descriptor {
-	t.Helper()
-	d := PutBlob(t, l, raw)
+func PutRaw(tb testing.TB, l *ocidir.Layout, tag, mediaType string, raw []byte) oci.Descriptor {
+	tb.Helper()
+	d := PutBlob(tb, l, raw)
 	d.MediaType = mediaType
-	if err := l.Tag(t.Context(), d, tag); err != nil {
-		t.Fatalf("put manifest: %v", err)
+	if err := l.Tag(tb.Context(), d, tag); err != nil {
+		tb.Fatalf("put manifest: %v", err)
 	}
 	return d
 }
@@ -301,32 +301,32 @@ func PutRaw(t testing.TB, l *ocidir.Layout, tag, mediaType string, raw []byte) o
 //
 //	amd64 := testkit.Image(t).Platform(oci.Platform{OS: "linux", Architecture: "amd64"}).Layer(…).Write(layout, "")
 //	testkit.Index(t, layout, "multi", amd64.Manifest, arm64.Manifest)
-func Index(t testing.TB, l *ocidir.Layout, tag string, manifests ...oci.Descriptor) oci.Descriptor {
-	t.Helper()
-	return index(t, l, tag, oci.MediaTypeIndex, manifests)
+func Index(tb testing.TB, l *ocidir.Layout, tag string, manifests ...oci.Descriptor) oci.Descriptor {
+	tb.Helper()
+	return index(tb, l, tag, oci.MediaTypeIndex, manifests)
 }
 
 // DockerList is Index as a Docker manifest list.
-func DockerList(t testing.TB, l *ocidir.Layout, tag string, manifests ...oci.Descriptor) oci.Descriptor {
-	t.Helper()
-	return index(t, l, tag, oci.MediaTypeDockerList, manifests)
+func DockerList(tb testing.TB, l *ocidir.Layout, tag string, manifests ...oci.Descriptor) oci.Descriptor {
+	tb.Helper()
+	return index(tb, l, tag, oci.MediaTypeDockerList, manifests)
 }
 
-func index(t testing.TB, l *ocidir.Layout, tag, mediaType string, manifests []oci.Descriptor) oci.Descriptor {
-	t.Helper()
-	raw := mustJSON(t, oci.Index{SchemaVersion: 2, MediaType: mediaType, Manifests: manifests})
-	d, err := l.PutManifest(t.Context(), tag, mediaType, raw)
+func index(tb testing.TB, l *ocidir.Layout, tag, mediaType string, manifests []oci.Descriptor) oci.Descriptor {
+	tb.Helper()
+	raw := mustJSON(tb, oci.Index{SchemaVersion: 2, MediaType: mediaType, Manifests: manifests})
+	d, err := l.PutManifest(tb.Context(), tag, mediaType, raw)
 	if err != nil {
-		t.Fatalf("put index: %v", err)
+		tb.Fatalf("put index: %v", err)
 	}
 	return d
 }
 
 // Attestation returns a descriptor of what BuildKit puts beside an image in its
 // index: a manifest for no platform, that no puller may choose.
-func Attestation(t testing.TB, l *ocidir.Layout, of oci.Descriptor) oci.Descriptor {
-	t.Helper()
-	built := Image(t).Blob("application/vnd.in-toto+json", []byte(`{"predicateType":"test"}`)).
+func Attestation(tb testing.TB, l *ocidir.Layout, of oci.Descriptor) oci.Descriptor {
+	tb.Helper()
+	built := Image(tb).Blob("application/vnd.in-toto+json", []byte(`{"predicateType":"test"}`)).
 		Platform(oci.Platform{OS: "unknown", Architecture: "unknown"}).Write(l, "")
 	d := built.Manifest
 	d.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": string(of.Digest)}
@@ -334,32 +334,32 @@ func Attestation(t testing.TB, l *ocidir.Layout, of oci.Descriptor) oci.Descript
 }
 
 // Artifact stores a manifest that is no image, about subject if that is not nil.
-func Artifact(t testing.TB, l *ocidir.Layout, tag, artifactType string, subject *oci.Descriptor, content string) oci.Descriptor {
-	t.Helper()
-	config := PutBlob(t, l, []byte("{}"))
+func Artifact(tb testing.TB, l *ocidir.Layout, tag, artifactType string, subject *oci.Descriptor, content string) oci.Descriptor {
+	tb.Helper()
+	config := PutBlob(tb, l, []byte("{}"))
 	config.MediaType = oci.MediaTypeEmpty
-	blob := PutBlob(t, l, []byte(content))
+	blob := PutBlob(tb, l, []byte(content))
 	blob.MediaType = "text/plain"
 	m := oci.Manifest{SchemaVersion: 2, MediaType: oci.MediaTypeManifest, ArtifactType: artifactType, Config: config, Layers: []oci.Descriptor{blob}, Subject: subject}
-	return PutRaw(t, l, tag, oci.MediaTypeManifest, mustJSON(t, m))
+	return PutRaw(tb, l, tag, oci.MediaTypeManifest, mustJSON(tb, m))
 }
 
-func mustJSON(t testing.TB, v any) []byte {
-	t.Helper()
+func mustJSON(tb testing.TB, v any) []byte {
+	tb.Helper()
 	raw, err := json.Marshal(v)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return raw
 }
 
 // mustRead returns all of r, which is of this package's own making.
-func mustRead(t testing.TB, r io.Reader) []byte {
-	t.Helper()
+func mustRead(tb testing.TB, r io.Reader) []byte {
+	tb.Helper()
 	const limit = 1 << 30
 	raw, err := stream.ReadAll(r, limit)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return raw
 }

@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,24 +18,24 @@ const RequireVariable = "DRAY_REQUIRE"
 // Cap is something that a test needs of the machine.
 type Cap struct {
 	name  string
-	probe func(t testing.TB) string // why it is missing, or ""
+	probe func(ctx context.Context, dir string) string // why it is missing, or ""; dir is to try in
 }
 
 // Need skips the test where one of the capabilities is missing, and says which and
 // why.
 //
 //	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Tool("umoci"))
-func Need(t testing.TB, caps ...Cap) {
-	t.Helper()
+func Need(tb testing.TB, caps ...Cap) {
+	tb.Helper()
 	for _, c := range caps {
-		why := c.probe(t)
+		why := c.probe(tb.Context(), tb.TempDir())
 		if why == "" {
 			continue
 		}
 		if os.Getenv(RequireVariable) == "all" {
-			t.Fatalf("%s is required by %s=all: %s", c.name, RequireVariable, why)
+			tb.Fatalf("%s is required by %s=all: %s", c.name, RequireVariable, why)
 		}
-		t.Skipf("needs %s: %s", c.name, why)
+		tb.Skipf("needs %s: %s", c.name, why)
 	}
 }
 
@@ -47,7 +48,7 @@ func reason(err error) string {
 
 // Root is user 0 of the initial user namespace, or of one that maps all users.
 func Root() Cap {
-	return Cap{"root", func(testing.TB) string {
+	return Cap{"root", func(context.Context, string) string {
 		if os.Geteuid() != 0 {
 			return "the tests run as an ordinary user"
 		}
@@ -57,7 +58,7 @@ func Root() Cap {
 
 // Tool is a program in PATH.
 func Tool(name string) Cap {
-	return Cap{name, func(testing.TB) string {
+	return Cap{name, func(context.Context, string) string {
 		_, err := exec.LookPath(name)
 		return reason(err)
 	}}
@@ -65,16 +66,16 @@ func Tool(name string) Cap {
 
 // Mknod is the right to make devices in the test's directory.
 func Mknod() Cap {
-	return Cap{"mknod", func(t testing.TB) string {
-		return reason(unix.Mknod(filepath.Join(t.TempDir(), "null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
+	return Cap{"mknod", func(_ context.Context, dir string) string {
+		return reason(unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
 	}}
 }
 
 // Xattr is a directory for tests that takes attributes of these names
 // ("user.x", "trusted.x", "security.capability").
 func Xattr(names ...string) Cap {
-	return Cap{"extended attributes " + strings.Join(names, ", "), func(t testing.TB) string {
-		path := filepath.Join(t.TempDir(), "file")
+	return Cap{"extended attributes " + strings.Join(names, ", "), func(_ context.Context, dir string) string {
+		path := filepath.Join(dir, "file")
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			return err.Error()
 		}
@@ -93,8 +94,7 @@ func Xattr(names ...string) Cap {
 
 // Overlay is the right to mount overlayfs over the test's directory.
 func Overlay() Cap {
-	return Cap{"overlayfs", func(t testing.TB) string {
-		dir := t.TempDir()
+	return Cap{"overlayfs", func(_ context.Context, dir string) string {
 		for _, name := range []string{"lower", "upper", "work", "merged"} {
 			if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 				return err.Error()
@@ -111,8 +111,8 @@ func Overlay() Cap {
 
 // UserNS is the right to make a user namespace.
 func UserNS() Cap {
-	return Cap{"user namespaces", func(t testing.TB) string {
-		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
+	return Cap{"user namespaces", func(ctx context.Context, _ string) string {
+		cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^$")
 		cmd.SysProcAttr = newUserNS()
 		return reason(cmd.Run())
 	}}

@@ -55,9 +55,9 @@ func (o OddImage) Tree() Nodes {
 }
 
 // Write stores the image in l under tag.
-func (o OddImage) Write(t testing.TB, l *ocidir.Layout, tag string) Built {
-	t.Helper()
-	b := Image(t)
+func (o OddImage) Write(tb testing.TB, l *ocidir.Layout, tag string) Built {
+	tb.Helper()
+	b := Image(tb)
 	for i, entries := range o.Layers {
 		if o.layer != nil {
 			b = o.layer(b, i, entries)
@@ -72,7 +72,7 @@ func (o OddImage) Write(t testing.TB, l *ocidir.Layout, tag string) Built {
 		return b.Write(l, tag)
 	}
 	built := b.Write(l, "")
-	o.index(t, l, built, tag)
+	o.index(tb, l, built, tag)
 	return built
 }
 
@@ -150,7 +150,7 @@ func oddTrees() []OddImage {
 				File(repeatTo("target-", 180), "t"), Hardlink("to-long", repeatTo("target-", 180)), Hardlink("gnu", repeatTo("target-", 180)).AsGNU(), Symlink("s", "a"), Hardlink("link-to-symlink", "s")),
 		},
 		{Name: "hard-links-of-devices", Needs: []Cap{Root(), Mknod()}, Layers: one(Char("null", 1, 3), Hardlink("null2", "null"), Fifo("p"), Hardlink("p2", "p"))},
-		{Name: "names", Layers: one(File("caf\xe9", "latin 1"), File("\xff\xfe", "x"), File("new\nline", "x"), File("tab\ttab", "x"), File("スペース 名", "x"), File(" ", "x"), File(`back\slash`, "x"), File("-rf", "x"), File("$(x)", "x"), Dir("dir\x80"), File("dir\x80/f", "x"), Symlink("l", "\xfe\xff"))},
+		{Name: "names", Layers: one(File("caf\xe9", "latin 1"), File("\xff\xfe", "x"), File("new\nline", "x"), File("a\ttab", "x"), File("スペース 名", "x"), File(" ", "x"), File(`back\slash`, "x"), File("-rf", "x"), File("$(x)", "x"), Dir("dir\x80"), File("dir\x80/f", "x"), Symlink("l", "\xfe\xff"))},
 		{Name: "names-255", Layers: one(File(repeatTo("n", 255), "x"), Dir("d/"+repeatTo("é", 254)), File("d/"+repeatTo("é", 254)+"/f", "x"), File(repeatTo("\xf0", 255), "gnu").AsGNU())},
 		{Name: "paths-deep", Threads: "guest-components#378", Layers: one(File(deep("site-packages", 60)+"/module.py", "x"), File(deep("d", 400)+"/f", "x"))},
 		{Name: "symlinks-4000", Layers: one(Symlink("l", repeatTo("target/", 4000)), Symlink("g", repeatTo("target/", 4000)).AsGNU(), Symlink("absolute", "/etc/passwd"), Symlink("up", "../../../../etc/passwd"), Symlink("loop", "loop"), Symlink("dangling", "nowhere"))},

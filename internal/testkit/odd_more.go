@@ -200,30 +200,30 @@ func oddManifests() []OddImage {
 		bad("layer-size-large", manifest(func(m *oci.Manifest) { m.Layers[0].Size++ })),
 		bad("config-size", manifest(func(m *oci.Manifest) { m.Config.Size++ })),
 		{Name: "docker-manifest", Layers: [][]Entry{small()}, build: func(b *Builder) *Builder { return b.Docker() }},
-		{Name: "index", Layers: [][]Entry{small()}, index: func(t testing.TB, l *ocidir.Layout, built Built, tag string) {
-			t.Helper()
-			Index(t, l, tag, elsewhere(t, l), built.Manifest, Attestation(t, l, built.Manifest))
+		{Name: "index", Layers: [][]Entry{small()}, index: func(tb testing.TB, l *ocidir.Layout, built Built, tag string) {
+			tb.Helper()
+			Index(tb, l, tag, elsewhere(tb, l), built.Manifest, Attestation(tb, l, built.Manifest))
 		}},
-		{Name: "docker-list", Layers: [][]Entry{small()}, build: func(b *Builder) *Builder { return b.Docker() }, index: func(t testing.TB, l *ocidir.Layout, built Built, tag string) {
-			t.Helper()
-			DockerList(t, l, tag, elsewhere(t, l), built.Manifest)
+		{Name: "docker-list", Layers: [][]Entry{small()}, build: func(b *Builder) *Builder { return b.Docker() }, index: func(tb testing.TB, l *ocidir.Layout, built Built, tag string) {
+			tb.Helper()
+			DockerList(tb, l, tag, elsewhere(tb, l), built.Manifest)
 		}},
-		{Name: "index-nested", Layers: [][]Entry{small()}, index: func(t testing.TB, l *ocidir.Layout, built Built, tag string) {
-			t.Helper()
-			inner := Index(t, l, "", built.Manifest)
-			Index(t, l, tag, elsewhere(t, l), inner)
+		{Name: "index-nested", Layers: [][]Entry{small()}, index: func(tb testing.TB, l *ocidir.Layout, built Built, tag string) {
+			tb.Helper()
+			inner := Index(tb, l, "", built.Manifest)
+			Index(tb, l, tag, elsewhere(tb, l), inner)
 		}},
-		{Name: "index-with-artifacts", Layers: [][]Entry{small()}, index: func(t testing.TB, l *ocidir.Layout, built Built, tag string) {
-			t.Helper()
-			Index(t, l, tag, Artifact(t, l, "", "application/vnd.example.sbom", nil, "sbom"), built.Manifest)
+		{Name: "index-with-artifacts", Layers: [][]Entry{small()}, index: func(tb testing.TB, l *ocidir.Layout, built Built, tag string) {
+			tb.Helper()
+			Index(tb, l, tag, Artifact(tb, l, "", "application/vnd.example.sbom", nil, "sbom"), built.Manifest)
 		}},
 	}
 }
 
 // elsewhere returns an image for a machine that this is not.
-func elsewhere(t testing.TB, l *ocidir.Layout) oci.Descriptor {
-	t.Helper()
-	return Image(t).Platform(oci.Platform{OS: "linux", Architecture: "s390x"}).Layer(File("wrong-platform", "x")).Write(l, "").Manifest
+func elsewhere(tb testing.TB, l *ocidir.Layout) oci.Descriptor {
+	tb.Helper()
+	return Image(tb).Platform(oci.Platform{OS: "linux", Architecture: "s390x"}).Layer(File("wrong-platform", "x")).Write(l, "").Manifest
 }
 
 // oddLarge are images of unusual size; they take a while to make.

@@ -107,7 +107,7 @@ func (e Entry) header(stored int64) []byte {
 	}
 	block[156] = kind
 	checksum(block)
-	return append(block, more...)
+	return slices.Concat(block, more)
 }
 
 // checksum fills the checksum in.

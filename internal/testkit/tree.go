@@ -44,11 +44,11 @@ type Nodes map[string]Node
 //	if diff := testkit.Diff(testkit.Expect(layers...), testkit.Tree(t, rootfs)); diff != "" {
 //		t.Error(diff)
 //	}
-func Tree(t testing.TB, dir string) Nodes {
-	t.Helper()
+func Tree(tb testing.TB, dir string) Nodes {
+	tb.Helper()
 	nodes, err := readTree(dir)
 	if err != nil {
-		t.Fatalf("list %s: %v", dir, err)
+		tb.Fatalf("list %s: %v", dir, err)
 	}
 	return nodes
 }
