@@ -59,11 +59,12 @@ const (
 type Engine struct {
 	options Options
 	log     *slog.Logger
-	slots   chan struct{}  // one token per layer in flight
 	flying  sync.WaitGroup // every flight and every sync in the background
 
 	mu      sync.Mutex // guards the fields below and, in flights, what names it; nothing else is locked while it is held
 	flights map[oci.DiffID]*flight
+	queue   []*flight // those without a slot, in order
+	busy    int       // slots taken
 	closed  bool
 }
 
@@ -87,7 +88,6 @@ func New(o Options) (*Engine, error) {
 	return &Engine{
 		options: o,
 		log:     o.Log,
-		slots:   make(chan struct{}, o.Workers),
 		flights: map[oci.DiffID]*flight{},
 	}, nil
 }
@@ -211,9 +211,9 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 	for _, j := range wanted {
 		position := positions[j.diffID][0]
 		w := &watcher{report: func(s State, fetched int64) { reports.deliver(e.event(r, found, position, s, fetched)) }}
-		group.Go(func() error { // bounded by MaxLayers; the slots bound the work
-			f, shared, err := e.join(ctx, j, w)
-			if err != nil {
+		f, shared := e.board(ctx, j, w)
+		group.Go(func() error { // bounded by MaxLayers; the engine's slots bound the work
+			if err := e.wait(ctx, f, w); err != nil {
 				return err
 			}
 			mu.Lock()

@@ -26,6 +26,7 @@ type flight struct {
 	fetched atomic.Int64 // compressed bytes so far
 	state   atomic.Value // State
 
+	ctx    context.Context //nolint:containedctx // the flight's own life, not a caller's
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed by fly, after the fields below are set
 	layer  *store.Layer
@@ -46,10 +47,12 @@ type watcher struct {
 // errAbandoned is the cause of a flight's end when nobody waits any more.
 var errAbandoned = errors.New("nobody waits for this layer any more")
 
-// join waits for the layer of j, in a flight that is under way or a new one.
-// It tells whether the flight was there before.
-func (e *Engine) join(ctx context.Context, j job, w *watcher) (f *flight, shared bool, err error) {
+// board puts w on the flight of j's layer, one that is under way or a new one, and
+// tells whether it was there before. Flights that need a slot get it in the order
+// in which they were made.
+func (e *Engine) board(ctx context.Context, j job, w *watcher) (f *flight, shared bool) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	f, shared = e.flights[j.diffID]
 	if !shared {
 		f = e.takeOff(ctx, j)
@@ -59,27 +62,40 @@ func (e *Engine) join(ctx context.Context, j job, w *watcher) (f *flight, shared
 		f.lingering = nil
 	}
 	f.waiters[w] = struct{}{}
-	e.mu.Unlock()
+	return f, shared
+}
 
+// wait returns when the flight has ended, or ctx has.
+func (e *Engine) wait(ctx context.Context, f *flight, w *watcher) error {
+	defer e.leave(f, w)
 	select {
 	case <-f.done:
-		e.leave(f, w)
-		return f, shared, f.err
+		return f.err
 	case <-ctx.Done():
-		e.leave(f, w)
-		return f, shared, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
 }
 
-// takeOff starts a flight. e.mu is held.
+// takeOff makes a flight and starts it when it is its turn. e.mu is held.
 func (e *Engine) takeOff(ctx context.Context, j job) *flight {
 	flying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f := &flight{job: j, cancel: cancel, done: make(chan struct{}), waiters: map[*watcher]struct{}{}, engine: e}
+	f := &flight{job: j, ctx: flying, cancel: cancel, done: make(chan struct{}), waiters: map[*watcher]struct{}{}, engine: e}
 	f.state.Store(Waiting)
 	e.flights[j.diffID] = f
 	j.source.retain()
-	e.flying.Go(func() { e.fly(flying, f) })
+	e.queue = append(e.queue, f)
+	e.start()
 	return f
+}
+
+// start gives free slots to the flights that have waited longest. e.mu is held.
+func (e *Engine) start() {
+	for e.busy < e.options.Workers && len(e.queue) > 0 {
+		f := e.queue[0]
+		e.queue = e.queue[1:]
+		e.busy++
+		e.flying.Go(func() { e.fly(f) })
+	}
 }
 
 // leave takes w off f. When w was the last, the flight ends now or, with
@@ -111,33 +127,30 @@ func (e *Engine) abandon(f *flight) {
 	f.cancel(errAbandoned)
 }
 
-// fly brings one layer into the store.
-func (e *Engine) fly(ctx context.Context, f *flight) {
-	defer f.job.source.release()
-	defer f.cancel(nil)
-	select {
-	case e.slots <- struct{}{}:
-		f.layer, f.found, f.how, f.err = e.fetch(ctx, f)
-		<-e.slots
-	case <-ctx.Done():
-		f.err = context.Cause(ctx)
+// fly brings one layer into the store and gives its slot to the next.
+func (e *Engine) fly(f *flight) {
+	if f.err = context.Cause(f.ctx); f.err == nil { // not abandoned in the queue
+		f.layer, f.found, f.how, f.err = e.fetch(f.ctx, f)
 	}
+	f.cancel(nil)
+	f.job.source.release()
 	if f.err != nil {
-		f.err = fmt.Errorf("pull layer %s: %w", f.blob.Digest, f.err)
-		f.state.Store(Failed)
+		f.err = fmt.Errorf("layer %s: %w", f.blob.Digest, f.err)
+		f.enter(Failed)
 	} else {
-		f.state.Store(Done)
+		f.enter(Done)
 	}
-	f.report()
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.flights[f.diffID] == f {
 		delete(e.flights, f.diffID)
 	}
 	if f.lingering != nil {
 		f.lingering.Stop()
 	}
-	e.mu.Unlock()
 	close(f.done)
+	e.busy--
+	e.start()
 }
 
 // enter sets the flight's state and tells everyone who waits.
