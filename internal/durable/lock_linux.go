@@ -17,7 +17,10 @@ func TryAcquire(path string, mode Mode) (*Lock, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if errors.Is(err, unix.EROFS) || errors.Is(err, os.ErrPermission) {
-			f, err = os.Open(path) // a lock can be taken on what cannot be written
+			// A lock can be taken on what cannot be written, if it is there.
+			if readable, readErr := os.Open(path); readErr == nil {
+				f, err = readable, nil
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("lock: %w", err)

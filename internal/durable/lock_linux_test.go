@@ -38,6 +38,9 @@ func TestLockReadOnly(t *testing.T) {
 	if err := lock.Release(); err != nil {
 		t.Error(err)
 	}
+	if _, err := durable.TryAcquire(path+"2", durable.Exclusive); !errors.Is(err, unix.EROFS) {
+		t.Errorf("lock that is not there: %v, want EROFS", err)
+	}
 	if err := durable.WriteFile(path, nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("write: %v, want EROFS", err)
 	}
