@@ -20,6 +20,9 @@ const (
 // waits for its output to be seen.
 var errFlush = errors.New("inflate stream: flushed")
 
+// errBoundary ends a run where atBlock wanted it.
+var errBoundary = errors.New("inflate stream: block boundary")
+
 // decoder decodes one DEFLATE stream after the other.
 type decoder struct {
 	src   source
@@ -37,6 +40,8 @@ type decoder struct {
 	litTable  litTable
 	distTable distTable
 	lazy      bool                            // a run that has output does not read the source again
+	atBlock   func(*output) bool              // asked at each block but a stream's end whether run is to end there; may be nil
+	asked     bool                            // it was, for this block
 	lens      [maxLitSyms + maxDistSyms]uint8 // code lengths of the block's header
 }
 
@@ -52,11 +57,12 @@ type output struct {
 // begin prepares for a new stream from the same source.
 func (d *decoder) begin() {
 	d.bits, d.nbits = 0, 0
-	d.stage, d.final = stageBlock, false
+	d.stage, d.final, d.asked = stageBlock, false, false
 }
 
 // run decodes until out is full, and returns nil; or until the stream ends
-// ([io.EOF]), is flushed (errFlush) or fails. With edge unset, out counts as
+// ([io.EOF]), is flushed (errFlush), comes to a block that atBlock wanted
+// (errBoundary) or fails. With edge unset, out counts as
 // full as soon as the fast loop has no more slack in it. There must be room in
 // out. Once it is full, run still finds out whether the stream has ended.
 func (d *decoder) run(out *output, edge bool) error {
@@ -69,6 +75,12 @@ func (d *decoder) run(out *output, edge bool) error {
 			ended := d.stage == stageDone || d.stage == stageBlock && d.final
 			if !ended && (out.pos >= limit || d.lazy && d.src.pos == len(d.src.buf)) {
 				return nil
+			}
+		}
+		if d.stage == stageBlock && !d.final && d.atBlock != nil && !d.asked {
+			d.asked = true
+			if d.atBlock(out) {
+				return errBoundary
 			}
 		}
 		var err error
@@ -158,6 +170,7 @@ func (d *decoder) blockHeader() error {
 	if err != nil {
 		return err
 	}
+	d.asked = false
 	d.final = v&1 != 0
 	switch v >> 1 {
 	case 0:

@@ -30,10 +30,12 @@ const (
 //
 // Every round reads at most inSlack bytes of the input, and writes at most
 // outSlack of the output, before it looks again whether there is slack.
+//
+//nolint:gocognit // one loop whose state must stay in registers
 func (d *decoder) fastGo(out *output) fastResult {
-	in := unsafe.Pointer(unsafe.SliceData(d.src.buf))
+	in := unsafe.Pointer(unsafe.SliceData(d.src.buf)) //nolint:gosec // every round checks that there is slack
 	inPos, inLimit := d.src.pos, len(d.src.buf)-inSlack
-	buf := unsafe.Pointer(unsafe.SliceData(out.buf))
+	buf := unsafe.Pointer(unsafe.SliceData(out.buf)) //nolint:gosec // likewise
 	pos, limit, low := out.pos, len(out.buf)-outSlack, out.low
 	lit, dist := &d.litTable, &d.distTable
 	b, n := d.bits, d.nbits

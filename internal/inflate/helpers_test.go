@@ -107,7 +107,8 @@ func generate(kind string, size int, seed uint64) []byte {
 		for j := range w {
 			w[j] = 'a' + byte(rng.ExpFloat64()*4)%26
 		}
-		words[i] = append(w, ' ')
+		w[len(w)-1] = ' '
+		words[i] = w
 	}
 	for len(out) < size {
 		switch kind {

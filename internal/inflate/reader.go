@@ -61,6 +61,12 @@ type Reader struct {
 	size     int64  // size of it
 	out      int64  // output decoded, of all members
 
+	resume         *Checkpoint // where to start; nil for the beginning
+	every          int64       // output between two checkpoints
+	record         func(*Checkpoint) error
+	nextCheckpoint int64 // output offset from which on one is due
+	runStart       int   // position in the output where the decoder was started
+
 	window     int // bytes of the member in the window, in front of start
 	start, end int // output in history that was not read yet
 }
@@ -155,8 +161,17 @@ func (r *Reader) acquire() {
 		r.st = states.get()
 		r.st.src.reset(r.src)
 	}
-	if r.start == 0 {
-		r.start, r.end = windowBytes, windowBytes
+	if r.start != 0 {
+		return
+	}
+	r.start, r.end = windowBytes, windowBytes
+	r.st.begin()
+	r.st.atBlock = nil
+	if r.record != nil {
+		r.st.atBlock = r.atBlock
+	}
+	if r.resume != nil {
+		r.restore(r.resume)
 	}
 }
 
@@ -219,20 +234,25 @@ func (r *Reader) decode(out *output, edge bool) error {
 			out.low, out.ext = out.pos, nil
 		}
 		before := out.pos
+		r.runStart = before
 		err := r.st.run(out, edge)
 		r.account(out.buf[before:out.pos])
-		switch err { //nolint:errorlint // run returns these two as they are
-		case io.EOF:
+		switch {
+		case errors.Is(err, io.EOF):
 			if err := r.endMember(); err != nil {
 				return err
 			}
 			if out.pos > before {
 				return nil
 			}
-		case errFlush:
+		case errors.Is(err, errFlush):
 			r.flushed = true
 			if out.pos > before {
 				return nil
+			}
+		case errors.Is(err, errBoundary):
+			if err := r.takeCheckpoint(out); err != nil {
+				return err
 			}
 		default:
 			return err
@@ -302,12 +322,12 @@ func (p *statePool) get() *state {
 		st = new(state)
 		st.src.own = &st.input
 	}
-	st.begin()
 	return st
 }
 
 func (p *statePool) put(st *state) {
 	st.src.reset(nil)
+	st.atBlock = nil
 	p.free.Put(st)
 	p.out.Add(-1)
 }

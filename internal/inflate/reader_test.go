@@ -118,7 +118,7 @@ func TestMembersAndTrailers(t *testing.T) {
 		{"empty member between", append(append(bytes.Clone(za), empty...), za...), append(bytes.Clone(a), a...), io.EOF},
 		{"all header fields", named, a, io.EOF},
 		{"name too long", longName, nil, ErrHeader},
-		{"garbage behind", append(bytes.Clone(two), "garbage garbage"...), append(bytes.Clone(a), b...), ErrTrailing},
+		{"garbage behind", append(bytes.Clone(two), "garbage, and more"...), append(bytes.Clone(a), b...), ErrTrailing},
 		{"zeros behind", append(bytes.Clone(za), make([]byte, 512)...), a, ErrTrailing},
 		{"half a magic behind", append(bytes.Clone(za), 0x1f), a, io.ErrUnexpectedEOF},
 		{"not gzip", []byte("not gzip at all"), nil, ErrHeader},

@@ -137,30 +137,43 @@ func (t *litTable) build(h *huffman, tableBits uint) {
 			code = nextCode(code, n)
 		}
 		for n1 := h.min; n1+h.min <= n; n1++ {
-			s1, s2 := span[n1], span[n-n1]
-			lits := h.syms[s1.start:s1.lits]
-			if len(lits) == 0 {
-				continue
-			}
-			litCodes := codes[s1.start:s1.lits]
-			for i := s2.start; i < s2.end; i++ {
-				if e, ok := pairEntry(h.syms[i], n); ok {
-					t.pairs(e, codes[i]<<n1, lits, litCodes)
-				}
-			}
+			t.pairs(h, &codes, span[n1], span[n-n1], n1, n)
 		}
 	}
 	if h.max > tableBits {
-		second := secondTables{h: h, next: next, code: code, tableBits: tableBits, free: 1 << tableBits}
-		for second.more() {
-			prefix, start, size := second.open()
-			t[prefix] = entrySubtable | uint32(start)<<entryPlace | uint32(size)<<entryExtra | uint32(tableBits)
-			for second.inside(prefix) {
-				sym, n, at, step := second.take()
-				e := litEntry(sym, n)
-				for ; at < 1<<size; at += step {
-					t[start+at] = e
-				}
+		t.buildSecond(&secondTables{h: h, next: next, code: code, tableBits: tableBits, free: 1 << tableBits})
+	}
+}
+
+// pairs writes the entries of pairs of n bits: a literal of s1, of n1 bits, and
+// a symbol of s2.
+func (t *litTable) pairs(h *huffman, codes *[maxLitSyms]uint32, s1, s2 spans, n1, n uint) {
+	lits, litCodes := h.syms[s1.start:s1.lits], codes[s1.start:s1.lits]
+	if len(lits) == 0 {
+		return
+	}
+	for i := s2.start; i < s2.end; i++ {
+		e, ok := pairEntry(h.syms[i], n)
+		if !ok {
+			continue
+		}
+		second := codes[i] << n1
+		for j, first := range litCodes[:len(lits)] {
+			t[(first|second)&(1<<litTableBits-1)] = e | uint32(lits[j])<<entryLit1
+		}
+	}
+}
+
+// buildSecond fills the tables of the codes that are longer than the index.
+func (t *litTable) buildSecond(second *secondTables) {
+	for second.more() {
+		prefix, start, size := second.open()
+		t[prefix] = entrySubtable | uint32(start)<<entryPlace | uint32(size)<<entryExtra | uint32(second.tableBits)
+		for second.inside(prefix) {
+			sym, n, at, step := second.take()
+			e := litEntry(sym, n)
+			for ; at < 1<<size; at += step {
+				t[start+at] = e
 			}
 		}
 	}
@@ -178,13 +191,6 @@ func pairEntry(sym uint16, n uint) (uint32, bool) {
 	}
 	e := litEntry(sym, n)
 	return e | 1<<entryCount, e&entryOther == 0
-}
-
-// pairs writes the entries of pairs: each literal, then what e and code say.
-func (t *litTable) pairs(e, code uint32, lits []uint16, litCodes []uint32) {
-	for i, c := range litCodes[:len(lits)] {
-		t[(c|code)&(1<<litTableBits-1)] = e | uint32(lits[i])<<entryLit1
-	}
 }
 
 // build fills the table for the code h.

@@ -13,16 +13,21 @@ import (
 
 // Registers of the loop. AX holds the litlen entry of the next bits whenever a
 // round starts.
-var names = strings.NewReplacer(
-	"{in}", "SI", "{out}", "DI", "{bits}", "R8", "{n}", "R9",
-	"{lit}", "R10", "{dist}", "R11", "{inLimit}", "R12", "{outLimit}", "R13", "{low}", "BX",
-	"{e}", "AX", "{length}", "R14", "{src}", "R15",
-)
+func names() *strings.Replacer {
+	return strings.NewReplacer(
+		"{in}", "SI", "{out}", "DI", "{bits}", "R8", "{n}", "R9",
+		"{lit}", "R10", "{dist}", "R11", "{inLimit}", "R12", "{outLimit}", "R13", "{low}", "BX",
+		"{e}", "AX", "{length}", "R14", "{src}", "R15",
+	)
+}
 
-type generator struct{ w io.Writer }
+type generator struct {
+	w     io.Writer
+	names *strings.Replacer
+}
 
 func (g generator) emit(text string) {
-	for line := range strings.Lines(names.Replace(strings.Trim(text, "\n") + "\n")) {
+	for line := range strings.Lines(g.names.Replace(strings.Trim(text, "\n") + "\n")) {
 		_, _ = io.WriteString(g.w, line)
 	}
 }
@@ -50,13 +55,13 @@ func (g generator) drop(reg string) {
 `, reg, reg))
 }
 
-// lookup loads the litlen entry of the next bits into reg.
-func (g generator) lookup(reg string) {
-	g.emit(fmt.Sprintf(`
-	MOVL {bits}, %[1]s
-	ANDL $4095, %[1]s
-	MOVL ({lit})(%[1]s*4), %[1]s
-`, reg))
+// lookup loads the litlen entry of the next bits.
+func (g generator) lookup() {
+	g.emit(`
+	MOVL {bits}, {e}
+	ANDL $4095, {e}
+	MOVL ({lit})({e}*4), {e}
+`)
 }
 
 // entry writes the literals of the entry, if it has any, and consumes its bits,
@@ -93,10 +98,10 @@ func (g generator) tables() {
 
 func main() {
 	w := bufio.NewWriter(os.Stdout)
-	g := generator{w}
+	g := generator{w, names()}
 	g.emit(head)
 	g.refill()
-	g.lookup("{e}")
+	g.lookup()
 	g.emit("\tJMP round\n\n\tPCALIGN $32\nloop:")
 	g.emit(`
 	CMPQ {in}, {inLimit}
@@ -112,7 +117,7 @@ func main() {
 	TESTL $0x10000000, {e}
 	JZ    other
 `)
-		g.lookup("{e}")
+		g.lookup()
 	}
 	g.emit(`
 	JMP loop
@@ -139,7 +144,7 @@ distance:
 	BZHIQ DX, {bits}, CX
 `)
 	g.drop("DX")
-	g.lookup("{e}")
+	g.lookup()
 	g.emit(`
 	MOVL  DX, {src}
 	SHRL  $8, {src}
@@ -217,7 +222,7 @@ special:
 	TESTL $0x20000000, {e}
 	JNZ   last
 `)
-	g.lookup("{e}")
+	g.lookup()
 	g.emit(`
 	JMP loop
 
