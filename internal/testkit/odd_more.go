@@ -129,13 +129,13 @@ func oddForms() []OddImage {
 		bad("gzip-damaged", Malformed, func(b *Builder) *Builder { return b.Damage(flip) }),
 		bad("zstd-cut", Malformed, func(b *Builder) *Builder { return b.Zstd().Damage(cut) }),
 		bad("zstd-damaged", Malformed, func(b *Builder) *Builder { return b.Zstd().Damage(flip) }),
-		bad("plain-cut", Malformed, func(b *Builder) *Builder { return b.Plain().Damage(cut) }),
+		bad("plain-cut", Mismatch, func(b *Builder) *Builder { return b.Plain().Damage(cut) }),
 		bad("not-a-layer", Malformed, func(b *Builder) *Builder {
 			return b.Damage(func([]byte) []byte { return bytes.Repeat([]byte("garbage\n"), 1000) })
 		}),
 		bad("empty-blob", Mismatch, func(b *Builder) *Builder { return b.Damage(func([]byte) []byte { return nil }) }),
-		bad("gzip-of-other-tar", Mismatch, func(b *Builder) *Builder {
-			return b.Plain().Damage(func(raw []byte) []byte { raw[len(raw)-1] = 1; return raw })
+		bad("other-content", Mismatch, func(b *Builder) *Builder {
+			return b.Plain().Damage(func(raw []byte) []byte { return bytes.Replace(raw, []byte("odd\n"), []byte("ODD\n"), 1) })
 		}),
 		bad("layer-missing", Missing, func(b *Builder) *Builder { return b.Absent() }),
 	}
