@@ -272,7 +272,7 @@ func TestThirdInterruptEnds(t *testing.T) {
 	runtimes(t, func(t *testing.T, runtime string) {
 		t.Helper()
 		b := newBox(t, runtime)
-		b.write(t, oci.ImageConfig{Cmd: []string{"sh", "-c", "touch /ready; while true; do sleep 0.02; done"}}, Options{})
+		b.write(t, oci.ImageConfig{Cmd: []string{"sh", "-c", "trap '' INT TERM; touch /ready; while true; do sleep 0.02; done"}}, Options{})
 		signals := make(chan os.Signal, impatience)
 		go func() {
 			until(t, "start", func() bool { return b.has("ready") })

@@ -3,6 +3,9 @@ package bundle
 import (
 	"context"
 	"os"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,13 +22,14 @@ const maxPending = 16
 //
 // A runtime hands signals to its container only once that runs; before, they
 // would kill it half way and leave what it has made by then. They wait until the
-// runtime has written its pid file.
+// runtime has written its pid file and handles signals.
 type supervisor struct {
 	o       *RunOptions
 	path    string
 	process *os.Process
 
-	started    bool
+	started    bool // the container's process runs
+	ready      bool // and its runtime passes signals on
 	pending    []os.Signal
 	interrupts int
 	forced     bool // the user lost patience
@@ -43,9 +47,8 @@ func (s *supervisor) supervise(ctx context.Context, pidFile string, done <-chan 
 		case <-done:
 			return
 		case <-poll.C:
-			if _, err := os.Stat(pidFile); err == nil {
+			if s.look(ctx, pidFile); s.ready {
 				poll.Stop()
-				s.start(ctx)
 			}
 		case signal, ok := <-signals:
 			if !ok {
@@ -73,16 +76,41 @@ func (s *supervisor) supervise(ctx context.Context, pidFile string, done <-chan 
 	}
 }
 
-// start does what had to wait for the container's start.
-func (s *supervisor) start(ctx context.Context) {
-	s.started = true
-	if s.expired {
+// look does what had to wait for the container's start.
+func (s *supervisor) look(ctx context.Context, pidFile string) {
+	if _, err := os.Stat(pidFile); err != nil {
+		return
+	}
+	if !s.started && s.expired {
 		s.kill(ctx)
 	}
-	for _, signal := range s.pending {
-		_ = s.process.Signal(signal)
+	s.started = true
+	if s.ready = handles(s.process.Pid, unix.SIGTERM); s.ready {
+		for _, signal := range s.pending {
+			_ = s.process.Signal(signal)
+		}
+		s.pending = nil
 	}
-	s.pending = nil
+}
+
+// handles tells whether a process catches a signal, or blocks it to read it from
+// a signalfd.
+func handles(pid int, signal syscall.Signal) bool {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		name, mask, _ := strings.Cut(line, ":")
+		if name != "SigBlk" && name != "SigCgt" {
+			continue
+		}
+		bits, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+		if err == nil && bits&(1<<(signal-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // kill ends the container: its runtime sees that, tidies up and ends too. What
@@ -99,7 +127,7 @@ func (s *supervisor) send(signal os.Signal) {
 		s.forced = s.forced || s.interrupts >= impatience
 	}
 	switch {
-	case s.started:
+	case s.ready:
 		_ = s.process.Signal(signal)
 	case len(s.pending) < maxPending:
 		s.pending = append(s.pending, signal)
