@@ -30,7 +30,7 @@ func IsTemp(name string) bool {
 func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	temp := filepath.Join(dir, tempPrefix+rand.Text())
-	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm) //nolint:gosec // the caller's path, O_EXCL
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -81,7 +81,7 @@ func Remove(path string) error {
 
 // SyncDir makes the entries of a directory durable.
 func SyncDir(path string) error {
-	d, err := os.Open(path)
+	d, err := os.Open(path) //nolint:gosec // the caller's path, only synced
 	if err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}

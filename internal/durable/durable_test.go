@@ -235,10 +235,10 @@ func TestUnlinkedLocksExclude(t *testing.T) {
 				if n := holders.Add(1); n != 1 {
 					t.Errorf("%d holders at once", n)
 				}
-				if err := os.Remove(path); err != nil {
+				holders.Add(-1)
+				if err := os.Remove(path); err != nil { // from here on others may hold it
 					t.Error(err)
 				}
-				holders.Add(-1)
 				if err := lock.Release(); err != nil {
 					t.Error(err)
 				}

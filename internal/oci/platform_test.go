@@ -47,7 +47,7 @@ func TestParsePlatform(t *testing.T) {
 	}
 }
 
-func platform(t testing.TB, s string) Platform {
+func platform(t *testing.T, s string) Platform {
 	t.Helper()
 	p, err := ParsePlatform(s)
 	if err != nil {

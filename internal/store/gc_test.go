@@ -26,7 +26,7 @@ func ids(names ...string) []oci.DiffID {
 	return ids
 }
 
-func gc(t testing.TB, s *Store, o GCOptions) GCReport {
+func gc(t *testing.T, s *Store, o GCOptions) GCReport {
 	t.Helper()
 	report, err := s.GC(t.Context(), o)
 	if err != nil {

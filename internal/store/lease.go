@@ -103,7 +103,7 @@ func (s *Store) leased() (layers map[oci.DiffID]bool, images map[oci.Digest]bool
 }
 
 func readLease(path string, layers map[oci.DiffID]bool, images map[oci.Digest]bool) error {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // in the store
 	if err != nil {
 		return ignoreMissing(err) // released meanwhile
 	}

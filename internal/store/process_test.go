@@ -54,7 +54,7 @@ type child struct {
 }
 
 // start runs a child until it is ready.
-func start(t testing.TB, role, root string) *child {
+func start(t *testing.T, role, root string) *child {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), childRole+"="+role, childRoot+"="+root)
@@ -287,9 +287,9 @@ func noLonger(err error) error { return errors.New(err.Error()) }
 
 // memoryDir returns a directory in memory, where syncs cost nothing and more
 // happens between two kills.
-func memoryDir(t testing.TB) string {
+func memoryDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "store-test-")
+	dir, err := os.MkdirTemp("/dev/shm", "store-test-") //nolint:usetesting // in memory, which TempDir may not be
 	if err != nil {
 		return t.TempDir()
 	}
@@ -305,7 +305,7 @@ func memoryDir(t testing.TB) string {
 func checkName(_ context.Context, layer *Layer) ([]string, error) {
 	content, err := os.ReadFile(filepath.Join(layer.FS(), "etc", "name"))
 	if err != nil {
-		return []string{err.Error()}, nil
+		return []string{err.Error()}, nil //nolint:nilerr // an unreadable file is the finding
 	}
 	if got := diffID(string(content)); got != layer.DiffID {
 		return []string{fmt.Sprintf("holds %q", content)}, nil
@@ -315,7 +315,7 @@ func checkName(_ context.Context, layer *Layer) ([]string, error) {
 
 // wantIntact opens the store as the next process does: nothing is left of killed
 // ones, and everything that is there is whole.
-func wantIntact(t testing.TB, root string) {
+func wantIntact(t *testing.T, root string) {
 	t.Helper()
 	s := open(t, root)
 	wantClean(t, s)
@@ -330,8 +330,8 @@ func wantIntact(t testing.TB, root string) {
 	}
 }
 
-func must[T any](v T, err error) func(t testing.TB) T {
-	return func(t testing.TB) T {
+func must[T any](v T, err error) func(t *testing.T) T {
+	return func(t *testing.T) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)

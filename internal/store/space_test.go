@@ -14,7 +14,7 @@ import (
 )
 
 // fillDisk leaves about freeBytes free, in a file outside the store.
-func fillDisk(t testing.TB, dir string, freeBytes int64) {
+func fillDisk(t *testing.T, dir string, freeBytes int64) {
 	t.Helper()
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -27,7 +27,7 @@ func fillDisk(t testing.TB, dir string, freeBytes int64) {
 }
 
 // wantNoSpace fails the test unless err says how much is free, in both units.
-func wantNoSpace(t testing.TB, err error) {
+func wantNoSpace(t *testing.T, err error) {
 	t.Helper()
 	wantErr(t, err, ErrNoSpace)
 	full, ok := errors.AsType[*SpaceError](err)
@@ -132,7 +132,7 @@ func TestReadOnlyFileSystem(t *testing.T) {
 }
 
 // beginNew is Begin for a layer that must not be there.
-func beginNew(t testing.TB, s *Store, name string) (*Txn, error) {
+func beginNew(t *testing.T, s *Store, name string) (*Txn, error) {
 	t.Helper()
 	txn, layer, err := s.Begin(t.Context(), diffID(name))
 	if layer != nil {
@@ -141,7 +141,7 @@ func beginNew(t testing.TB, s *Store, name string) (*Txn, error) {
 	return txn, err
 }
 
-func remount(t testing.TB, dir string, flags uintptr) {
+func remount(t *testing.T, dir string, flags uintptr) {
 	t.Helper()
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "size=2m"); err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func TestReadOnlyOption(t *testing.T) {
 
 // wantReadOnly reads everything in a read-only store with the image i named a, and
 // changes nothing.
-func wantReadOnly(t testing.TB, s *Store, i *Image) {
+func wantReadOnly(t *testing.T, s *Store, i *Image) {
 	t.Helper()
 	if got, err := s.Ref("a"); err != nil || got != i.Manifest.Digest {
 		t.Errorf("a is %s, %v", got, err)

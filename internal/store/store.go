@@ -207,7 +207,7 @@ func (s *Store) lock(ctx context.Context, mode durable.Mode) (*durable.Lock, err
 // readRecord decodes the JSON file at path. The error is [ErrNotFound] or
 // [ErrCorrupt] for what the file is, the system's otherwise.
 func readRecord(path string, into any) error {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // in the store
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", path, ErrNotFound)
 	}

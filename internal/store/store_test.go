@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func open(t testing.TB, root string) *Store {
+func open(t *testing.T, root string) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), Options{Root: root})
 	if err != nil {
@@ -28,7 +28,7 @@ func open(t testing.TB, root string) *Store {
 	return s
 }
 
-func newStore(t testing.TB) *Store {
+func newStore(t *testing.T) *Store {
 	t.Helper()
 	return open(t, filepath.Join(t.TempDir(), "store"))
 }
@@ -36,7 +36,7 @@ func newStore(t testing.TB) *Store {
 func diffID(name string) oci.DiffID { return oci.DiffID(oci.DigestBytes([]byte(name))) }
 
 // fill writes what a small layer has.
-func fill(t testing.TB, txn *Txn, name string) {
+func fill(t *testing.T, txn *Txn, name string) {
 	t.Helper()
 	if err := fillLayer(txn.Path(), name); err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func fillLayer(dir, name string) error {
 }
 
 // put puts a layer into the store, if it is not there.
-func put(t testing.TB, s *Store, name string) *Layer {
+func put(t *testing.T, s *Store, name string) *Layer {
 	t.Helper()
 	txn, layer, err := s.Begin(t.Context(), diffID(name))
 	if err != nil {
@@ -91,7 +91,7 @@ func image(reference string, layers ...string) *Image {
 }
 
 // putImage puts an image with its layers and a reference into the store.
-func putImage(t testing.TB, s *Store, reference string, layers ...string) *Image {
+func putImage(t *testing.T, s *Store, reference string, layers ...string) *Image {
 	t.Helper()
 	for _, name := range layers {
 		put(t, s, name)
@@ -110,7 +110,7 @@ func putImage(t testing.TB, s *Store, reference string, layers ...string) *Image
 }
 
 // wantClean fails the test unless the store is in order and staging is empty.
-func wantClean(t testing.TB, s *Store) {
+func wantClean(t *testing.T, s *Store) {
 	t.Helper()
 	report, err := s.Verify(t.Context(), VerifyOptions{})
 	if err != nil {
@@ -122,7 +122,7 @@ func wantClean(t testing.TB, s *Store) {
 	wantEmpty(t, s.path(dirStaging))
 }
 
-func wantEmpty(t testing.TB, dir string) {
+func wantEmpty(t *testing.T, dir string) {
 	t.Helper()
 	names, err := readNames(dir)
 	if err != nil {
@@ -133,7 +133,7 @@ func wantEmpty(t testing.TB, dir string) {
 	}
 }
 
-func wantErr(t testing.TB, err, want error) {
+func wantErr(t *testing.T, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Fatalf("got error %v, want %v", err, want)

@@ -18,7 +18,7 @@ import (
 )
 
 // hostile fills dir with what is hard to delete.
-func hostile(t testing.TB, dir string) {
+func hostile(t *testing.T, dir string) {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -45,7 +45,7 @@ func hostile(t testing.TB, dir string) {
 }
 
 // deep makes a chain of directories deeper than any path can say.
-func deep(t testing.TB, dir string, levels int) {
+func deep(t *testing.T, dir string, levels int) {
 	t.Helper()
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -77,35 +77,35 @@ func TestRemoveTree(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(outside, "d"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, build := range map[string]func(t testing.TB, path string){
-		"missing": func(testing.TB, string) {},
-		"file": func(t testing.TB, path string) {
+	for name, build := range map[string]func(t *testing.T, path string){
+		"missing": func(*testing.T, string) {},
+		"file": func(t *testing.T, path string) {
 			t.Helper()
 			if err := os.WriteFile(path, nil, 0); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"link to a directory": func(t testing.TB, path string) {
+		"link to a directory": func(t *testing.T, path string) {
 			t.Helper()
 			if err := os.Symlink(outside, path); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"hostile": func(t testing.TB, path string) {
+		"hostile": func(t *testing.T, path string) {
 			t.Helper()
 			hostile(t, path)
 			if err := os.Symlink(outside, filepath.Join(path, "a", "out")); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"deep": func(t testing.TB, path string) {
+		"deep": func(t *testing.T, path string) {
 			t.Helper()
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			deep(t, path, 600) // 6 KiB of names
 		},
-		"wide": func(t testing.TB, path string) {
+		"wide": func(t *testing.T, path string) {
 			t.Helper()
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
@@ -145,7 +145,7 @@ func TestRemoveTreeAsUser(t *testing.T) {
 	if os.Getenv(asUser) != "" {
 		t.Skip("already the other user")
 	}
-	dir, err := os.MkdirTemp("", "store-user-")
+	dir, err := os.MkdirTemp("", "store-user-") //nolint:usetesting // open to another user, which TempDir is not
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestRemoveTreeStopsAtMount(t *testing.T) {
 }
 
 // tmpfs mounts a file system of its own for the test.
-func tmpfs(t testing.TB, options string) string {
+func tmpfs(t *testing.T, options string) string {
 	t.Helper()
 	testkit.Need(t, testkit.Root())
 	dir := t.TempDir()

@@ -26,7 +26,7 @@ type damaged struct {
 	m *Mount
 }
 
-func newDamaged(t testing.TB) damaged {
+func newDamaged(t *testing.T) damaged {
 	t.Helper()
 	d := damaged{s: newStore(t)}
 	d.a, d.b = putImage(t, d.s, "a", "base", "top"), putImage(t, d.s, "b", "base")
@@ -42,7 +42,7 @@ func (d damaged) layer(name string, elem ...string) string {
 	return filepath.Join(append([]string{d.s.layerPath(diffID(name))}, elem...)...)
 }
 
-func (d damaged) relative(t testing.TB, path string) string {
+func (d damaged) relative(t *testing.T, path string) string {
 	t.Helper()
 	return must(filepath.Rel(d.s.root, path))(t)
 }
@@ -50,81 +50,82 @@ func (d damaged) relative(t testing.TB, path string) string {
 func TestVerifyFindsAndRepairs(t *testing.T) {
 	t.Parallel()
 	write := func(path string, content string) error { return os.WriteFile(path, []byte(content), 0o600) }
-	top := func(t testing.TB, d damaged) []string {
+	top := func(t *testing.T, d damaged) []string {
 		t.Helper()
 		return []string{d.relative(t, d.layer("top")), d.relative(t, d.s.imagePath(d.a.Manifest.Digest, "")), d.relative(t, d.s.refPath("a", ""))}
 	}
 	for name, c := range map[string]struct {
-		damage func(t testing.TB, d damaged) error
-		want   func(t testing.TB, d damaged) []string // paths, the mount's aside
+		damage func(t *testing.T, d damaged) error
+		want   func(t *testing.T, d damaged) []string // paths, the mount's aside
 	}{
 		"layer record is garbage": {
-			func(_ testing.TB, d damaged) error { return write(d.layer("top", recordName), "\x00\x00") }, top,
+			func(_ *testing.T, d damaged) error { return write(d.layer("top", recordName), "\x00\x00") }, top,
 		},
 		"layer record is missing": {
-			func(_ testing.TB, d damaged) error { return os.Remove(d.layer("top", recordName)) }, top,
+			func(_ *testing.T, d damaged) error { return os.Remove(d.layer("top", recordName)) }, top,
 		},
 		"layer record is another's": {
-			func(_ testing.TB, d damaged) error {
+			func(_ *testing.T, d damaged) error {
 				raw, err := os.ReadFile(d.layer("base", recordName))
 				return errors.Join(err, write(d.layer("top", recordName), string(raw)))
 			}, top,
 		},
 		"layer has no tree": {
-			func(_ testing.TB, d damaged) error { return os.RemoveAll(d.layer("top", FSName)) }, top,
+			func(_ *testing.T, d damaged) error { return os.RemoveAll(d.layer("top", FSName)) }, top,
 		},
 		"layer is missing": {
-			func(_ testing.TB, d damaged) error { return os.RemoveAll(d.layer("top")) },
-			func(t testing.TB, d damaged) []string { t.Helper(); return top(t, d)[1:] },
+			func(_ *testing.T, d damaged) error { return os.RemoveAll(d.layer("top")) },
+			func(t *testing.T, d damaged) []string { t.Helper(); return top(t, d)[1:] },
 		},
 		"layer's content differs": {
-			func(_ testing.TB, d damaged) error { return write(d.layer("top", FSName, "etc", "name"), "t0p") }, top,
+			func(_ *testing.T, d damaged) error { return write(d.layer("top", FSName, "etc", "name"), "t0p") }, top,
 		},
 		"shared layer's content differs": {
-			func(_ testing.TB, d damaged) error { return write(d.layer("base", FSName, "etc", "name"), "") },
-			func(t testing.TB, d damaged) []string {
+			func(_ *testing.T, d damaged) error { return write(d.layer("base", FSName, "etc", "name"), "") },
+			func(t *testing.T, d damaged) []string {
 				t.Helper()
 				return append(top(t, d)[1:], d.relative(t, d.layer("base")), d.relative(t, d.s.imagePath(d.b.Manifest.Digest, "")), d.relative(t, d.s.refPath("b", "")))
 			},
 		},
 		"image record is cut": {
-			func(_ testing.TB, d damaged) error { return os.Truncate(d.s.imagePath(d.a.Manifest.Digest, ""), 100) },
-			func(t testing.TB, d damaged) []string { t.Helper(); return top(t, d)[1:] },
+			func(_ *testing.T, d damaged) error { return os.Truncate(d.s.imagePath(d.a.Manifest.Digest, ""), 100) },
+			func(t *testing.T, d damaged) []string { t.Helper(); return top(t, d)[1:] },
 		},
 		"manifest was changed": {
-			func(t testing.TB, d damaged) error {
+			func(t *testing.T, d damaged) error {
+				t.Helper()
 				path := d.s.imagePath(d.a.Manifest.Digest, "")
 				raw := must(os.ReadFile(path))(t)
 				return write(path, strings.Replace(string(raw), `schemaVersion\": 2`, `schemaVersion\": 3`, 1))
 			},
-			func(t testing.TB, d damaged) []string { t.Helper(); return top(t, d)[1:] },
+			func(t *testing.T, d damaged) []string { t.Helper(); return top(t, d)[1:] },
 		},
 		"reference to nothing": {
-			func(_ testing.TB, d damaged) error { return os.Remove(d.s.imagePath(d.a.Manifest.Digest, "")) },
-			func(t testing.TB, d damaged) []string { t.Helper(); return top(t, d)[2:] },
+			func(_ *testing.T, d damaged) error { return os.Remove(d.s.imagePath(d.a.Manifest.Digest, "")) },
+			func(t *testing.T, d damaged) []string { t.Helper(); return top(t, d)[2:] },
 		},
 		"reference is garbage": {
-			func(_ testing.TB, d damaged) error { return write(d.s.refPath("a", ""), "[]") },
-			func(t testing.TB, d damaged) []string { t.Helper(); return top(t, d)[2:] },
+			func(_ *testing.T, d damaged) error { return write(d.s.refPath("a", ""), "[]") },
+			func(t *testing.T, d damaged) []string { t.Helper(); return top(t, d)[2:] },
 		},
 		"reference of another name": {
-			func(_ testing.TB, d damaged) error { return os.Rename(d.s.refPath("b", ""), d.s.refPath("a", "")) },
-			func(t testing.TB, d damaged) []string { t.Helper(); return top(t, d)[2:] },
+			func(_ *testing.T, d damaged) error { return os.Rename(d.s.refPath("b", ""), d.s.refPath("a", "")) },
+			func(t *testing.T, d damaged) []string { t.Helper(); return top(t, d)[2:] },
 		},
 		"strangers": {
-			func(_ testing.TB, d damaged) error {
+			func(_ *testing.T, d damaged) error {
 				return errors.Join(os.Mkdir(d.s.path(dirLayers, oci.SHA256, "x"), 0o700), write(d.s.path(dirImages, oci.SHA256, "x"), ""), write(d.s.path(dirRefs, "x.json"), ""))
 			},
-			func(testing.TB, damaged) []string {
+			func(*testing.T, damaged) []string {
 				return []string{"layers/sha256/x", "images/sha256/x", "refs/x.json"}
 			},
 		},
 		"left by stopped processes": {
-			func(_ testing.TB, d damaged) error {
+			func(_ *testing.T, d damaged) error {
 				return errors.Join(os.MkdirAll(d.s.path(dirStaging, "sha256-x", "fs"), 0o700), write(d.s.path(dirStaging, "sha256-x.lock"), ""),
 					os.Mkdir(d.s.path(dirStaging, "trash-x"), 0o700), write(d.s.path(dirRefs, ".tmp-x"), ""), write(d.s.path(dirStaging, "lease-x.lock"), "layer x\n"))
 			},
-			func(testing.TB, damaged) []string {
+			func(*testing.T, damaged) []string {
 				return []string{"staging/sha256-x", "staging/trash-x", "refs/.tmp-x"}
 			},
 		},
