@@ -17,10 +17,8 @@ func (a *applier) file(ctx context.Context, d *openedDir, base string, e *layer.
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL
 	fd, err := a.openat(d.fd, base, flags, e.Mode&0o777)
 	if errors.Is(err, unix.EEXIST) {
-		if err = a.remove(d, base); err == nil {
-			if d, err = a.again(d); err == nil {
-				fd, err = a.openat(d.fd, base, flags, e.Mode&0o777)
-			}
+		if d, err = a.remove(d, base); err == nil {
+			fd, err = a.openat(d.fd, base, flags, e.Mode&0o777)
 		}
 	}
 	if err != nil {

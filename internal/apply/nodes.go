@@ -16,24 +16,14 @@ import (
 func (a *applier) replace(d *openedDir, base string, create func(dir int) error) (*openedDir, error) {
 	err := create(d.fd)
 	if errors.Is(err, unix.EEXIST) {
-		if err = a.remove(d, base); err == nil {
-			if d, err = a.again(d); err == nil {
-				err = create(d.fd)
-			}
+		if d, err = a.remove(d, base); err == nil {
+			err = create(d.fd)
 		}
 	}
 	if err == nil {
 		d.changed = true
 	}
 	return d, err
-}
-
-// again returns d, opened anew if it was closed because something was removed.
-func (a *applier) again(d *openedDir) (*openedDir, error) {
-	if open := a.opened(d.path); open != nil {
-		return open, nil
-	}
-	return a.existing(d.path)
 }
 
 // directory makes a directory, or gives one that is there new attributes.
@@ -182,10 +172,7 @@ func (a *applier) hardLink(d *openedDir, base string, e *layer.Entry) error {
 			a.result.HardLinks++
 			return nil
 		}
-		if err = a.remove(d, base); err != nil {
-			return err
-		}
-		if d, err = a.again(d); err != nil {
+		if d, err = a.remove(d, base); err != nil {
 			return err
 		}
 		// The target may have been below what was removed.
@@ -241,6 +228,7 @@ func (a *applier) node(d *openedDir, base string, e *layer.Entry) error {
 	}
 	if e.Type == layer.Char && e.Major == 0 && e.Minor == 0 {
 		a.result.Whiteouts++ // overlayfs takes it for one
+		return a.journal.whiteout(d.path, base)
 	}
 	return a.journal.node(d.path, base, e)
 }
@@ -297,27 +285,29 @@ func (a *applier) chmodNode(d *openedDir, base string, mode uint32) error {
 	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode)
 }
 
-// remove removes base from d, with all below it, to make room for another entry.
-func (a *applier) remove(d *openedDir, base string) error {
+// remove removes base from d, with all below it, to make room for another entry,
+// and returns d, which it may have to open anew.
+func (a *applier) remove(d *openedDir, base string) (*openedDir, error) {
 	st, err := lstat(d.fd, base)
 	if err != nil {
-		return err
+		return d, err
 	}
 	if !a.isWhiteout(d.fd, base, &st) {
 		a.result.Replaced++
 	}
 	d.changed = true
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return unix.Unlinkat(d.fd, base, 0)
+		return d, unix.Unlinkat(d.fd, base, 0)
 	}
-	// A descriptor of our own: closing the others closes d's.
-	parent, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(parent) }()
+	// Directories below may be open. That d is opened before anything is removed
+	// saves its time.
 	if err := a.closeOthers(); err != nil {
-		return err
+		return d, err
 	}
-	return removeTree(parent, base)
+	reopened, err := a.existing(d.path)
+	if err != nil {
+		return d, err
+	}
+	reopened.changed = true
+	return reopened, removeTree(reopened.fd, base)
 }

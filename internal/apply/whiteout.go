@@ -70,7 +70,7 @@ func (a *applier) hide(d *openedDir, base string, t fileTime) error {
 			return err
 		}
 		var err error
-		if d, err = a.again(d); err != nil {
+		if d, err = a.existing(d.path); err != nil {
 			return err
 		}
 	}
