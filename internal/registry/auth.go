@@ -25,6 +25,7 @@ type grant struct {
 	header    string
 	expires   time.Time // zero: never
 	challenge challenge // what it answered
+	note      string    // why it was made without credentials; "" with them
 }
 
 func (c *Client) authorizerOf(e *endpoint) *authorizer {
@@ -39,12 +40,12 @@ func (c *Client) authorizerOf(e *endpoint) *authorizer {
 	})
 }
 
-// current returns the header to send for scope, "" when nobody has asked for one
-// yet. A grant that has expired is renewed first: that saves the refusal.
-func (a *authorizer) current(ctx context.Context, e *endpoint, scope string) (string, error) {
+// current returns the grant for scope, without a header when nobody has asked
+// for one yet. One that has expired is renewed first: that saves the refusal.
+func (a *authorizer) current(ctx context.Context, e *endpoint, scope string) (grant, error) {
 	g, ok := a.grant(scope)
 	if !ok || !g.expired(e.client.now()) {
-		return g.header, nil
+		return g, nil
 	}
 	return a.renew(ctx, e, scope, g.header, &Error{challenges: []challenge{g.challenge}, kind: ErrUnauthorized, Err: errors.New("grant has expired")})
 }
@@ -58,102 +59,102 @@ func (a *authorizer) grant(scope string) (grant, bool) {
 
 func (g grant) expired(now time.Time) bool { return !g.expires.IsZero() && now.After(g.expires) }
 
-// renew returns a header other than rejected, which the endpoint refused with
-// the challenges in refused.
-func (a *authorizer) renew(ctx context.Context, e *endpoint, scope, rejected string, refused *Error) (string, error) {
+// renew returns a grant with a header other than rejected, which the endpoint
+// refused with the challenges in refused.
+func (a *authorizer) renew(ctx context.Context, e *endpoint, scope, rejected string, refused *Error) (grant, error) {
 	select {
 	case a.turn <- struct{}{}:
 		defer func() { <-a.turn }()
 	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		return grant{}, context.Cause(ctx)
 	}
 	old, ok := a.grant(scope)
 	if ok && old.header != rejected && !old.expired(e.client.now()) {
-		return old.header, nil // somebody else was faster
+		return old, nil // somebody else was faster
 	}
-	a.store(scope, nil)
+	a.forget(scope)
 	challenges := refused.challenges
 	if len(challenges) == 0 && ok {
 		challenges = []challenge{old.challenge} // a 403 need not say what it wants
 	}
 	g, err := e.answer(ctx, challenges, scope, refused)
 	if err != nil {
-		return "", err
+		return grant{}, err
 	}
 	if g.header == rejected {
-		return "", refused
+		return grant{}, refused
 	}
-	a.store(scope, &g)
-	return g.header, nil
+	a.store(scope, g)
+	return g, nil
 }
 
-func (a *authorizer) store(scope string, g *grant) {
+func (a *authorizer) forget(scope string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.grants, scope)
+}
+
+func (a *authorizer) store(scope string, g grant) {
 	const maxGrants = 64 // scopes of one repository: pull, push, mounts from others
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.grants) >= maxGrants {
 		clear(a.grants)
 	}
-	if g == nil {
-		delete(a.grants, scope)
-	} else {
-		a.grants[scope] = *g
-	}
+	a.grants[scope] = g
 }
 
-// answer makes a grant for the best of the challenges.
+// answer makes a grant for the best of the challenges. Without credentials it
+// tries without: what is public may be had all the same.
 func (e *endpoint) answer(ctx context.Context, challenges []challenge, scope string, refused *Error) (grant, error) {
-	credentials, lookupErr := e.credentials(ctx)
-	if ctx.Err() != nil {
-		return grant{}, context.Cause(ctx)
-	}
-	refuse := func(why string) error {
-		err := *refused
-		err.Hint = why
-		if lookupErr != nil {
-			err.Hint += ": " + lookupErr.Error()
-		}
-		return &err
-	}
-	if lookupErr != nil && credentials == nil {
-		credentials = &Credentials{} // public content may be had without
-	}
-	for _, c := range challenges {
-		if c.scheme != "bearer" {
-			continue
-		}
-		if credentials.RegistryToken != "" {
-			return grant{header: "Bearer " + credentials.RegistryToken, challenge: c}, nil
-		}
-		g, err := e.token(ctx, c, scope, *credentials)
-		if err != nil && errors.Is(err, ErrUnauthorized) && lookupErr != nil {
-			return grant{}, errors.Join(err, lookupErr)
-		}
-		return g, err
-	}
-	for _, c := range challenges {
-		if c.scheme != "basic" {
-			continue
-		}
-		if credentials.Username == "" && credentials.Password == "" {
-			return grant{}, refuse("no credentials for " + e.keyHost + " were found")
-		}
-		return grant{header: basic(*credentials), challenge: c}, nil
-	}
 	if len(challenges) == 0 {
 		return grant{}, refused
 	}
-	return grant{}, refuse("the registry asks for " + printable(strings.Join(schemes(challenges), ", ")) + ", which is not supported")
+	credentials, err := e.credentials(ctx)
+	if ctx.Err() != nil {
+		return grant{}, context.Cause(ctx)
+	}
+	note := ""
+	if err != nil {
+		note = err.Error()
+	} else if credentials.empty() {
+		note = "no credentials for " + e.keyHost + " were found"
+	}
+	final := *refused
+	final.Hint = note
+	var others []string
+	for _, c := range challenges {
+		switch c.scheme {
+		case "bearer":
+			g, err := e.bearer(ctx, c, scope, credentials)
+			g.note = note
+			if refused, ok := errors.AsType[*Error](err); ok && errors.Is(err, ErrUnauthorized) {
+				refused.Hint = note
+			}
+			return g, err
+		case "basic":
+			// Credentials in the clear only where there is no better way.
+		default:
+			others = append(others, c.scheme)
+		}
+	}
+	if len(others) == len(challenges) {
+		final.Hint = "the registry asks for " + printable(strings.Join(others, ", ")) + ", which is not supported"
+		return grant{}, &final
+	}
+	if credentials.Username == "" && credentials.Password == "" {
+		return grant{}, &final
+	}
+	return grant{header: basic(credentials), challenge: challenge{scheme: "basic"}}, nil
+}
+
+func (e *endpoint) bearer(ctx context.Context, c challenge, scope string, credentials Credentials) (grant, error) {
+	if credentials.RegistryToken != "" {
+		return grant{header: "Bearer " + credentials.RegistryToken, challenge: c}, nil
+	}
+	return e.token(ctx, c, scope, credentials)
 }
 
 func basic(c Credentials) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password))
-}
-
-func schemes(challenges []challenge) []string {
-	var names []string
-	for _, c := range challenges {
-		names = append(names, c.scheme)
-	}
-	return names
 }

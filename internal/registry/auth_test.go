@@ -441,3 +441,15 @@ func TestErrorsShowNoSecrets(t *testing.T) {
 		}
 	}
 }
+
+// A private image asked for without credentials says so, even when the token
+// service has given out a token that is of no use.
+func TestAnonymousTokenIsExplained(t *testing.T) {
+	t.Parallel()
+	g := &guarded{serve: func(w http.ResponseWriter, _ *http.Request, _ int) { _, _ = io.WriteString(w, `{"token":"useless"}`) }}
+	f := newFake(t, g.hook)
+	e := details(t, resolve(t, open(t, newClient(t, Options{}), f.URL)), ErrUnauthorized)
+	if want := "no credentials for " + f.host() + " were found"; e.Hint != want {
+		t.Errorf("got hint %q, want %q", e.Hint, want)
+	}
+}

@@ -23,17 +23,23 @@ func BenchmarkBlob(b *testing.B) {
 	b.Cleanup(plain.Close)
 	secure := httptest.NewTLSServer(handler)
 	b.Cleanup(secure.Close)
+	far := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler(&paced{ResponseWriter: w, start: time.Now()}, r)
+	}))
+	b.Cleanup(far.Close)
 	for _, tt := range []struct {
 		name    string
 		server  *httptest.Server
 		streams int
-		pays    bool
+		pays    func(leadBytes int64, waited, elapsed time.Duration) bool
 	}{
-		{"http/one stream", plain, 1, false},
-		{"http/one stream after a lead", plain, 4, false},
-		{"http/four ranges", plain, 4, true},
-		{"https/one stream", secure, 1, false},
-		{"https/four ranges", secure, 4, true},
+		{"http/one stream", plain, 1, networkBound},
+		{"http/as it pays", plain, 4, networkBound},
+		{"http/four ranges", plain, 4, always},
+		{"https/one stream", secure, 1, networkBound},
+		{"https/four ranges", secure, 4, always},
+		{"50 MB per s and connection/one stream", far, 1, networkBound},
+		{"50 MB per s and connection/as it pays", far, 4, networkBound},
 	} {
 		b.Run(tt.name, func(b *testing.B) {
 			client, err := NewClient(Options{AuthFiles: []string{}, InsecureSkipVerify: true, Ranges: Ranges{Streams: tt.streams}})
@@ -41,7 +47,7 @@ func BenchmarkBlob(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.Cleanup(func() { _ = client.Close() })
-			client.pays = func(time.Duration, time.Duration) bool { return tt.pays }
+			client.pays = tt.pays
 			ref, err := oci.ParseReference(tt.server.URL + "/bench/image:v1")
 			if err != nil {
 				b.Fatal(err)
@@ -67,4 +73,19 @@ func BenchmarkBlob(b *testing.B) {
 			}
 		})
 	}
+}
+
+// paced sends at most 50 MB per second.
+type paced struct {
+	http.ResponseWriter
+
+	start time.Time
+	sent  int
+}
+
+func (p *paced) Write(b []byte) (int, error) {
+	n, err := p.ResponseWriter.Write(b)
+	p.sent += n
+	time.Sleep(time.Until(p.start.Add(time.Duration(p.sent) * time.Second / 50e6)))
+	return n, err
 }

@@ -54,7 +54,7 @@ type blob struct {
 func (r *Repository) blobSources(d oci.Descriptor) []*source {
 	var sources []*source
 	for _, e := range r.endpoints {
-		if !e.down() || !e.mirror {
+		if !e.mirror || !e.down() {
 			sources = append(sources, &source{endpoint: e, call: e.pull(http.MethodGet, "blobs/"+string(d.Digest))})
 		}
 	}

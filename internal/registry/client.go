@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,10 +19,10 @@ type Client struct {
 	options Options
 	now     func() time.Time
 	dial    func(ctx context.Context, network, address string) (net.Conn, error) // nil: the network
-	pays    func(waited, elapsed time.Duration) bool                             // whether to split, by what limited a blob's lead
+	pays    func(leadBytes int64, waited, elapsed time.Duration) bool            // whether to split, by what limited a blob's lead
 
-	mu          sync.Mutex // guards the fields below; held for no I/O but reading certificates
-	connections map[string]*connection
+	mu          sync.Mutex                 // guards the fields below; held for no I/O but reading certificates
+	connections map[string]*http.Transport // by TLS settings
 	healths     map[string]*health
 	authorizers map[string]*authorizer
 	closed      bool
@@ -63,7 +64,7 @@ func NewClient(o Options) (*Client, error) {
 		options:     o,
 		now:         time.Now,
 		pays:        networkBound,
-		connections: map[string]*connection{},
+		connections: map[string]*http.Transport{},
 		healths:     map[string]*health{},
 		authorizers: map[string]*authorizer{},
 	}, nil
@@ -76,7 +77,7 @@ func (c *Client) Close() error {
 	defer c.mu.Unlock()
 	c.closed = true
 	for _, conn := range c.connections {
-		conn.transport.CloseIdleConnections()
+		conn.CloseIdleConnections()
 	}
 	clear(c.connections)
 	clear(c.authorizers)

@@ -26,11 +26,11 @@ type authFile struct {
 type authEntry struct{ json.RawMessage }
 
 // credentials returns what opens the endpoint, empty when nothing is known. The
-// files are read anew each time: they change while a client lives. Beside an
-// error, nil means that nothing was found.
-func (e *endpoint) credentials(ctx context.Context) (*Credentials, error) {
+// files are read anew each time: they change while a client lives. An error, with
+// nothing found, is that of the files that could not be read.
+func (e *endpoint) credentials(ctx context.Context) (Credentials, error) {
 	if e.access.Credentials != nil {
-		return e.access.Credentials, nil
+		return *e.access.Credentials, nil
 	}
 	files, named := e.client.options.AuthFiles, true
 	if files == nil {
@@ -52,14 +52,14 @@ func (e *endpoint) credentials(ctx context.Context) (*Credentials, error) {
 			continue
 		}
 		if !found.empty() {
-			return &found, nil
+			return found, nil
 		}
 	}
 	if err := errors.Join(problems...); err != nil {
 		e.client.options.Log.LogAttrs(ctx, slog.LevelWarn, "credentials not read", slog.String("host", e.keyHost), slog.String("reason", err.Error()))
-		return nil, err
+		return Credentials{}, err
 	}
-	return &Credentials{}, nil
+	return Credentials{}, nil
 }
 
 // defaultAuthFiles returns where docker's and containers' tools keep credentials,

@@ -141,7 +141,7 @@ func TestCredentialsFromFiles(t *testing.T) {
 			if err != nil != tt.bad {
 				t.Fatalf("got error %v", err)
 			}
-			if got != nil && got.Username != tt.want {
+			if got.Username != tt.want {
 				t.Errorf("got user %q, want %q", got.Username, tt.want)
 			}
 		})

@@ -39,18 +39,26 @@ func (r *Repository) Tags(ctx context.Context) ([]string, error) {
 	return tags, nil
 }
 
-// Referrers returns the manifests at the origin whose subject is digest, of one
-// artifact type or, when that is empty, of all: from the registry's list or,
-// where it keeps none, from the index under the fallback tag
-// (distribution-spec, "Listing Referrers").
+// Referrers returns the manifests whose subject is digest, of one artifact type
+// or, when that is empty, of all: from the registry's list or, where it keeps
+// none, from the index under the fallback tag (distribution-spec, "Listing
+// Referrers"). A mirror that has none leaves the word to the next.
 func (r *Repository) Referrers(ctx context.Context, digest oci.Digest, artifactType string) ([]oci.Descriptor, error) {
 	if _, err := oci.ParseDigest(string(digest)); err != nil {
 		return nil, fmt.Errorf("list referrers: %w", err)
 	}
-	all, err := r.listReferrers(ctx, digest, artifactType)
-	if errors.Is(err, ErrNotFound) {
-		all, err = r.taggedReferrers(ctx, digest)
-	}
+	var all []oci.Descriptor
+	err := r.each(ctx, true, func(e *endpoint) error {
+		var err error
+		all, err = e.listReferrers(ctx, digest, artifactType)
+		if errors.Is(err, ErrNotFound) {
+			all, err = e.taggedReferrers(ctx, digest)
+		}
+		if err == nil && len(all) == 0 && e.mirror {
+			return errNoReferrers
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list referrers of %s: %w", r.version(string(digest)), err)
 	}
@@ -60,8 +68,11 @@ func (r *Repository) Referrers(ctx context.Context, digest oci.Digest, artifactT
 	return slices.DeleteFunc(all, func(d oci.Descriptor) bool { return d.ArtifactType != artifactType }), nil
 }
 
-func (r *Repository) listReferrers(ctx context.Context, digest oci.Digest, artifactType string) ([]oci.Descriptor, error) {
-	e := r.origin()
+// errNoReferrers makes the next endpoint be asked: a mirror may have the image
+// without them.
+var errNoReferrers = fmt.Errorf("mirror has no referrers: %w", ErrNotFound)
+
+func (e *endpoint) listReferrers(ctx context.Context, digest oci.Digest, artifactType string) ([]oci.Descriptor, error) {
 	query := url.Values{}
 	if artifactType != "" {
 		query.Set("artifactType", artifactType)
@@ -141,15 +152,8 @@ func fallbackTag(digest oci.Digest) string {
 
 // taggedReferrers reads the index under the fallback tag; there is none without
 // referrers.
-func (r *Repository) taggedReferrers(ctx context.Context, digest oci.Digest) ([]oci.Descriptor, error) {
-	var d oci.Descriptor
-	var raw []byte
-	e := r.origin()
-	err := e.repeat(ctx, e.retries(), func() error {
-		var err error
-		d, raw, err = e.manifest(ctx, fallbackTag(digest), "")
-		return err
-	})
+func (e *endpoint) taggedReferrers(ctx context.Context, digest oci.Digest) ([]oci.Descriptor, error) {
+	d, raw, err := e.manifest(ctx, fallbackTag(digest), "")
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
@@ -172,7 +176,7 @@ func (r *Repository) addReferrer(ctx context.Context, subject oci.Digest, d oci.
 	if _, err := oci.ParseDigest(string(subject)); err != nil {
 		return fmt.Errorf("subject: %w", err)
 	}
-	listed, err := r.taggedReferrers(ctx, subject)
+	listed, err := r.origin().taggedReferrers(ctx, subject)
 	if err != nil {
 		return err
 	}

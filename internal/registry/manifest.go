@@ -52,7 +52,16 @@ func (r *Repository) version(version string) string {
 	return r.name + ":" + version
 }
 
-func (e *endpoint) manifest(ctx context.Context, version string, digest oci.Digest) (oci.Descriptor, []byte, error) {
+// manifest reads a manifest, repeating what is worth it.
+func (e *endpoint) manifest(ctx context.Context, version string, digest oci.Digest) (d oci.Descriptor, raw []byte, err error) {
+	err = e.repeat(ctx, e.retries(), func() error {
+		d, raw, err = e.readManifest(ctx, version, digest)
+		return err
+	})
+	return d, raw, err
+}
+
+func (e *endpoint) readManifest(ctx context.Context, version string, digest oci.Digest) (oci.Descriptor, []byte, error) {
 	k := e.pull(http.MethodGet, "manifests/"+version)
 	k.header = http.Header{"Accept": oci.ManifestMediaTypes()}
 	resp, err := e.send(ctx, k)

@@ -309,3 +309,27 @@ func TestReferrersFromTheRegistry(t *testing.T) {
 		}
 	}
 }
+
+func TestReferrersOverMirrors(t *testing.T) {
+	t.Parallel()
+	subject, one := oci.DigestBytes([]byte("s")), oci.DigestBytes([]byte("1"))
+	origin := newFake(t, nil)
+	origin.manifests[fallbackTag(subject)] = fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"digest":%q,"size":1}]}`, oci.MediaTypeIndex, one)
+	origin.hook = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			w.Header().Set("Content-Type", oci.MediaTypeIndex)
+			_, _ = w.Write(origin.manifests[fallbackTag(subject)])
+			return true
+		}
+		return false
+	}
+	mirror := newFake(t, nil)
+	c := newClient(t, Options{Hosts: []Host{{Match: ".", Mirrors: []Mirror{{URL: mirror.URL}}}}})
+	got, err := open(t, c, origin.URL).Referrers(t.Context(), subject, "")
+	if err != nil || len(got) != 1 || got[0].Digest != one {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if n := len(mirror.seen()); n != 2 {
+		t.Errorf("mirror got %d requests, want 2", n)
+	}
+}

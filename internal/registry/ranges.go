@@ -14,10 +14,16 @@ import (
 // whether several connections pay: long enough for TCP to find its speed.
 const leadShare = 4
 
+// fastNetwork is what one connection must carry, in bytes per second, to be left
+// alone: more than layers are unpacked at.
+const fastNetwork = 400 << 20
+
 // networkBound tells whether several connections are worth their memory: when
-// reading was mostly waiting for the network. Otherwise one is as fast as its
-// consumer and more of them would only cost.
-func networkBound(waited, elapsed time.Duration) bool { return waited > elapsed/2 }
+// reading was mostly waiting for the network, and that is not fast. Otherwise one
+// is as fast as its consumer and more of them would only cost.
+func networkBound(leadBytes int64, waited, elapsed time.Duration) bool {
+	return waited > elapsed/2 && float64(leadBytes) < fastNetwork*elapsed.Seconds()
+}
 
 // wide reads a large blob: its lead over one connection, which also shows that
 // the host serves ranges, and the rest over one or over several at once.
@@ -25,6 +31,7 @@ type wide struct {
 	current io.ReadCloser
 	offset  int64
 	leading bool
+	first   int64         // offset of the lead
 	started time.Time     // of the lead
 	waited  time.Duration // in reads of the lead
 
@@ -34,10 +41,10 @@ type wide struct {
 
 func newWide(ctx context.Context, lead *span) *wide {
 	b, client := lead.blob, lead.blob.repository.client
-	w := &wide{current: lead, offset: lead.offset, leading: true, started: client.now()}
+	w := &wide{current: lead, offset: lead.offset, first: lead.offset, leading: true, started: time.Now()}
 	w.plain = func() io.ReadCloser { return b.span(ctx, w.offset, b.size) }
 	w.rest = func() io.ReadCloser {
-		if elapsed := client.now().Sub(w.started); client.pays(w.waited, elapsed) {
+		if client.pays(w.offset-w.first, w.waited, time.Since(w.started)) {
 			if split := b.split(ctx, w.offset); split != nil {
 				return split
 			}

@@ -16,7 +16,7 @@ import (
 
 var smallRanges = Ranges{Streams: 4, PartBytes: 64 << 10, MinBytes: 512 << 10}
 
-func always(time.Duration, time.Duration) bool { return true }
+func always(int64, time.Duration, time.Duration) bool { return true }
 
 func countRanged(requests []string) (ranged int) {
 	for _, r := range requests {
@@ -69,7 +69,7 @@ func TestRangesOnlyWhereTheyPay(t *testing.T) {
 			f := newFake(t, nil)
 			d, content := f.add(tt.size)
 			c := newClient(t, Options{Ranges: tt.ranges, Budget: stream.NewBudget(tt.budget)})
-			c.pays = func(time.Duration, time.Duration) bool { return tt.pays }
+			c.pays = func(int64, time.Duration, time.Duration) bool { return tt.pays }
 			wantBlob(t, open(t, c, f.URL), d, 0, content)
 			if got := len(f.seen()); got > tt.wantMax {
 				t.Errorf("got %d requests, want at most %d", got, tt.wantMax)

@@ -28,16 +28,16 @@ type call struct {
 // repeats nothing. The caller closes the response's body. Errors are [*Error],
 // those of the auth files, or of the context.
 func (e *endpoint) send(ctx context.Context, k call) (*http.Response, error) {
-	authorization := ""
-	if e.foreign == nil {
-		var err error
-		if authorization, err = e.grants.current(ctx, e, k.scope); err != nil {
-			return nil, err
-		}
+	if e.foreign != nil {
+		return e.follow(ctx, k, "")
 	}
-	known := authorization != ""
+	granted, err := e.grants.current(ctx, e, k.scope)
+	if err != nil {
+		return nil, err
+	}
+	known := granted.header != ""
 	for {
-		resp, err := e.follow(ctx, k, authorization)
+		resp, err := e.follow(ctx, k, granted.header)
 		if err == nil {
 			return resp, nil
 		}
@@ -47,11 +47,12 @@ func (e *endpoint) send(ctx context.Context, k call) (*http.Response, error) {
 		}
 		// 401 asks for a grant, or for a newer one; 403 may mean that the one we
 		// remembered is too old. One that was made for this request is final.
-		fresh := authorization != "" && !known
-		if e.foreign != nil || fresh || refused.Status == http.StatusForbidden && !known {
+		fresh := granted.header != "" && !known
+		if fresh || refused.Status == http.StatusForbidden && !known {
+			refused.Hint = granted.note
 			return nil, err
 		}
-		if authorization, err = e.grants.renew(ctx, e, k.scope, authorization, refused); err != nil {
+		if granted, err = e.grants.renew(ctx, e, k.scope, granted.header, refused); err != nil {
 			return nil, err
 		}
 		known = false
@@ -167,7 +168,7 @@ func location(req *http.Request, resp *http.Response) (*url.URL, error) {
 }
 
 // connection returns the pool for host.
-func (e *endpoint) connection(host string) (*connection, error) {
+func (e *endpoint) connection(host string) (*http.Transport, error) {
 	return e.client.connectionTo(strings.ToLower(host), e.accessTo(host), e.mirror)
 }
 
@@ -186,12 +187,12 @@ func (e *endpoint) accessTo(host string) Access {
 	return access
 }
 
-// each tries the repository's endpoints in order until one succeeds. A mirror
-// has one attempt and any error moves on; the origin's error is final.
+// each tries the repository's endpoints in order until one succeeds. Any error of
+// a mirror moves on; the origin's is final.
 func (r *Repository) each(ctx context.Context, byDigest bool, try func(*endpoint) error) error {
 	for _, e := range r.endpoints {
 		if !e.mirror {
-			return e.repeat(ctx, e.retries(), func() error { return try(e) })
+			return try(e)
 		}
 		if e.digestOnly && !byDigest || e.down() {
 			continue

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,11 +20,6 @@ import (
 
 	"dray/internal/stream"
 )
-
-// connection is a pool of connections with one set of TLS settings.
-type connection struct {
-	transport *http.Transport
-}
 
 // Idle connections keep buffers and, in the kernel, sockets: few, not for long.
 const (
@@ -35,7 +31,7 @@ const (
 // connectionTo returns the pool for host with the settings of access. Hosts
 // without a certificate directory share the pool of their settings, so that the
 // number of pools does not depend on where redirects lead.
-func (c *Client) connectionTo(host string, access Access, mirror bool) (*connection, error) {
+func (c *Client) connectionTo(host string, access Access, mirror bool) (*http.Transport, error) {
 	dirs, err := c.certDirs(host)
 	if err != nil {
 		return nil, err
@@ -53,7 +49,7 @@ func (c *Client) connectionTo(host string, access Access, mirror bool) (*connect
 	if err != nil {
 		return nil, err
 	}
-	conn := &connection{c.newTransport(conf, mirror)}
+	conn := c.newTransport(conf, mirror)
 	c.connections[key] = conn
 	return conn, nil
 }
@@ -70,7 +66,7 @@ func (c *Client) newTransport(conf *tls.Config, mirror bool) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // see the package comment
 	return &http.Transport{
-		Proxy:                  c.options.Proxy,
+		Proxy:                  c.proxy,
 		DialContext:            dial,
 		TLSClientConfig:        conf,
 		TLSHandshakeTimeout:    c.options.Timeouts.TLS,
@@ -81,6 +77,16 @@ func (c *Client) newTransport(conf *tls.Config, mirror bool) *http.Transport {
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxResponseHeaderBytes,
 	}
+}
+
+// proxy chooses a proxy. The text of an error would show the address, and with
+// it a password.
+func (c *Client) proxy(req *http.Request) (*url.URL, error) {
+	u, err := c.options.Proxy(req)
+	if err != nil {
+		return nil, errors.New("choose proxy: its address is malformed")
+	}
+	return u, nil
 }
 
 // certDirs returns the directories for host that exist.
@@ -184,7 +190,7 @@ func readFile(path string, limit int64) ([]byte, error) {
 // roundTrip sends req and returns its response, whose body counts bytes and is
 // given up when nothing comes for the progress time-out. patience is how long the
 // response's header may take. Errors are [*Error].
-func (c *Client) roundTrip(ctx context.Context, conn *connection, req *http.Request, patience time.Duration) (*http.Response, error) {
+func (c *Client) roundTrip(ctx context.Context, conn *http.Transport, req *http.Request, patience time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	watch := &watchdog{limit: c.options.Timeouts.Progress}
 	watch.timer = time.AfterFunc(patience, func() {
@@ -197,7 +203,7 @@ func (c *Client) roundTrip(ctx context.Context, conn *connection, req *http.Requ
 	}
 	req.Header.Set("User-Agent", c.options.UserAgent)
 	c.stats.requests.Add(1)
-	resp, err := conn.transport.RoundTrip(req)
+	resp, err := conn.RoundTrip(req)
 	watch.timer.Stop()
 	if err != nil {
 		cancel()
