@@ -37,7 +37,7 @@ var homes = map[string][]string{
 	"github.com/moby/profiles/seccomp":       {"internal/bundle"},
 	"github.com/containerd/ttrpc":            {"internal/guest", "internal/demo"},
 	"github.com/coreos/go-systemd/v22":       {"internal/guest"},
-	"github.com/klauspost/compress":          {"internal/layer", "internal/apply"},
+	"github.com/klauspost/compress":          {"internal/layer", "internal/apply", "internal/inflate"},
 	"github.com/moby/sys/user":               {"internal/bundle", "internal/userns"},
 	"github.com/opencontainers/go-digest":    {"internal/registryd"},
 	"github.com/opencontainers/runtime-spec": {"internal/bundle", "."},

@@ -138,7 +138,7 @@ func (m *Mounter) occupant(ctx context.Context, at *place, trash *[]*store.Mount
 		if err != nil {
 			return nil, err
 		}
-		e, _ := mounts.byID(id)
+		e := mounts.byID(id)
 		record, err := m.store.Mount(e.recordID())
 		if errors.Is(err, store.ErrNotFound) {
 			return nil, fmt.Errorf("%w of something else than dray with this store (%s %q)", ErrTargetBusy, e.fsType, e.source)
@@ -311,7 +311,7 @@ func (m *Mounter) lock(ctx context.Context) (func(), error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	held, err := durable.Acquire(ctx, filepath.Join(m.store.Root(), "mounts", "lock"), durable.Exclusive)
+	held, err := durable.Acquire(ctx, filepath.Join(m.store.Root(), "mounts.lock"), durable.Exclusive)
 	if err != nil {
 		<-m.turn
 		return nil, err

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"dray/internal/apply"
 	"dray/internal/layer"
 	"dray/internal/oci"
@@ -152,17 +154,35 @@ func inexact(r *apply.Result) []string {
 	return notes
 }
 
-// blame finds out whether content that could not be read is the registry's
-// fault: if the blob does not have its digest, that is the error to report. It
-// reads on no further than the blob's own end.
+// blame finds out whose fault it is that a layer could not be unpacked. If its
+// blob does not have its digest, the registry's: the rest of the blob is read, no
+// further than its own end, to see. Otherwise content that is no layer wraps
+// [layer.ErrFormat], and a disk that is full the store's error.
 func (e *Engine) blame(fetched *stream.Ahead, err error) error {
-	if !errors.Is(err, layer.ErrFormat) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if !isContent(err) {
+		return e.options.Store.Explain(err)
+	}
+	if _, verdict := stream.Drain(fetched); verdict != nil {
+		return fmt.Errorf("%w (seen first: %w)", verdict, err)
+	}
+	if errors.Is(err, layer.ErrFormat) {
 		return err
 	}
-	if _, verdict := stream.Drain(fetched); errors.Is(verdict, stream.ErrMismatch) {
-		return fmt.Errorf("%w (as seen by the unpacker: %w)", verdict, err)
+	return fmt.Errorf("%w: %w", layer.ErrFormat, err)
+}
+
+// isContent tells whether err can only come from what is in the layer: a damaged
+// stream, or names that no file system takes together.
+func isContent(err error) bool {
+	for _, cause := range []error{
+		layer.ErrFormat, io.ErrUnexpectedEOF,
+		unix.ENOENT, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EMLINK, unix.ENOTEMPTY,
+	} {
+		if errors.Is(err, cause) {
+			return true
+		}
 	}
-	return err
+	return false
 }
 
 // closeAfter ends what a stage waits for before it waits for the stage.

@@ -1,0 +1,196 @@
+package dray_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"dray"
+	"dray/internal/testkit"
+)
+
+// newClient opens a store of the test's own.
+func newClient(t *testing.T, change func(*dray.Options)) *dray.Client {
+	t.Helper()
+	options := dray.Options{Store: filepath.Join(t.TempDir(), "store"), AuthFiles: []string{}, Sync: dray.SyncNever}
+	if change != nil {
+		change(&options)
+	}
+	client, err := dray.New(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return client
+}
+
+// mountAt mounts and unmounts again when the test ends.
+func mountAt(t *testing.T, client *dray.Client, reference, dir string, o dray.MountOptions) *dray.Mount {
+	t.Helper()
+	mounted, err := client.Mount(t.Context(), reference, dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Unmount(context.Background(), dir); err != nil && dray.KindOf(err) != dray.KindNotFound {
+			t.Error(err)
+		}
+	})
+	return mounted
+}
+
+// Every image that broke a puller somewhere becomes its tree, or the error that it
+// deserves, and leaves a store without problems.
+func TestOddImages(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	for _, odd := range testkit.Odd() {
+		t.Run(odd.Name, func(t *testing.T) {
+			testkit.Need(t, odd.Needs...)
+			if odd.Large && testing.Short() {
+				t.Skip("takes seconds")
+			}
+			dir := t.TempDir()
+			odd.Write(t, testkit.LayoutAt(t, dir), "odd")
+			reference := testkit.Registry(t, dir).Ref("some/name:odd")
+			client := newClient(t, nil)
+			target := filepath.Join(t.TempDir(), "rootfs")
+			_, err := client.Mount(t.Context(), reference, target, dray.MountOptions{ReadOnly: true})
+			if odd.Verdict != testkit.Good {
+				wantVerdict(t, odd, err)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := client.Unmount(t.Context(), target); err != nil {
+					t.Error(err)
+				}
+			}()
+			if diff := testkit.Diff(odd.Tree(), testkit.Tree(t, target)); diff != "" {
+				t.Error(diff)
+			}
+			wantSound(t, client)
+		})
+	}
+}
+
+func wantVerdict(t *testing.T, odd testkit.OddImage, err error) {
+	t.Helper()
+	want := dray.KindUnverified
+	if odd.Verdict == testkit.Missing {
+		want = dray.KindNotFound
+	}
+	if err == nil || dray.KindOf(err) != want {
+		t.Errorf("got %v (kind %d), want kind %d", err, dray.KindOf(err), want)
+	}
+}
+
+// wantSound checks the store to its last byte.
+func wantSound(t *testing.T, client *dray.Client) {
+	t.Helper()
+	report, err := client.Verify(t.Context(), dray.VerifyOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range report.Problems {
+		t.Errorf("store: %s: %s", p.Path, p.Detail)
+	}
+}
+
+func TestMountsAreIndependent(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	dir := t.TempDir()
+	testkit.Image(t).Layer(testkit.File("shared", "from the image")).Write(testkit.LayoutAt(t, dir), "v1")
+	reference := "local://" + dir + ":v1"
+	client := newClient(t, nil)
+	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "two")
+	mountAt(t, client, reference, one, dray.MountOptions{})
+	mountAt(t, client, reference, two, dray.MountOptions{})
+	if err := os.WriteFile(filepath.Join(one, "shared"), []byte("changed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(two, "shared")); err != nil || string(got) != "from the image" {
+		t.Errorf("the other mount has %q (%v)", got, err)
+	}
+	again := mountAt(t, client, reference, one, dray.MountOptions{})
+	if got, err := os.ReadFile(filepath.Join(again.Target, "shared")); err != nil || string(got) != "changed" {
+		t.Errorf("mounting again changed the mount: %q (%v)", got, err)
+	}
+	wantSound(t, client)
+	if _, err := client.Remove(t.Context(), reference); dray.KindOf(err) != dray.KindBusy {
+		t.Errorf("removing a mounted image gives %v, want a busy error", err)
+	}
+}
+
+func TestReadOnlyMount(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	dir := t.TempDir()
+	testkit.Image(t).Layer(testkit.File("a", "b")).Write(testkit.LayoutAt(t, dir), "v1")
+	client := newClient(t, nil)
+	target := filepath.Join(t.TempDir(), "rootfs")
+	mountAt(t, client, "local://"+dir, target, dray.MountOptions{ReadOnly: true})
+	if err := os.WriteFile(filepath.Join(target, "a"), nil, 0o600); err == nil {
+		t.Error("a read-only mount was written to")
+	}
+}
+
+func TestGCAfterRemove(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	testkit.Image(t).Layer(testkit.Random("x", 1<<16, 3)).Write(testkit.LayoutAt(t, dir), "v1")
+	client := newClient(t, nil)
+	if _, err := client.Pull(t.Context(), "local://"+dir+":v1", dray.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := client.GC(t.Context(), dray.GCOptions{}); err != nil || len(report.Layers) != 0 {
+		t.Errorf("collected %v of an image in use (%v)", report.Layers, err)
+	}
+	if _, err := client.Remove(t.Context(), "local://"+dir+":v1"); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := client.GC(t.Context(), dray.GCOptions{}); err != nil || len(report.Layers) != 1 {
+		t.Errorf("collected %v, want the one layer (%v)", report.Layers, err)
+	}
+	if _, err := client.Find("local://" + dir + ":v1"); dray.KindOf(err) != dray.KindNotFound {
+		t.Errorf("the image is still found: %v", err)
+	}
+}
+
+func TestRequireDigest(t *testing.T) {
+	t.Parallel()
+	client := newClient(t, nil)
+	_, err := client.Pull(t.Context(), "example.com/a:v1", dray.PullOptions{RequireDigest: true})
+	if !errors.Is(err, dray.ErrNeedsDigest) || dray.KindOf(err) != dray.KindDenied {
+		t.Errorf("got %v, want ErrNeedsDigest", err)
+	}
+}
+
+func TestStoreLosesALayer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	built := testkit.Image(t).Layer(testkit.File("x", "y")).Write(testkit.LayoutAt(t, dir), "v1")
+	client := newClient(t, nil)
+	reference := "local://" + dir + ":v1"
+	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(client.Store(), "layers", "sha256", built.DiffIDs[0].Hex(), "fs")
+	if err := os.WriteFile(filepath.Join(tree, "x"), []byte("z"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	report, err := client.Verify(t.Context(), dray.VerifyOptions{Repair: true})
+	if err != nil || len(report.Problems) == 0 {
+		t.Fatalf("a changed file was not found: %+v (%v)", report, err)
+	}
+	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantSound(t, client)
+}
