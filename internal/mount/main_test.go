@@ -70,21 +70,21 @@ func whiteouts() string {
 	return store.WhiteoutsTrusted
 }
 
-func openStore(t testing.TB, root string) *store.Store {
-	t.Helper()
-	s, err := store.Open(t.Context(), store.Options{Root: root})
+func openStore(tb testing.TB, root string) *store.Store {
+	tb.Helper()
+	s, err := store.Open(tb.Context(), store.Options{Root: root})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	tb.Cleanup(func() { _ = s.Close() })
 	return s
 }
 
-func newMounter(t testing.TB, s *store.Store) *Mounter {
-	t.Helper()
+func newMounter(tb testing.TB, s *store.Store) *Mounter {
+	tb.Helper()
 	m, err := New(Options{Store: s, UserXattr: userns.Inside()})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return m
 }
@@ -97,20 +97,23 @@ type bench struct {
 	base string
 }
 
-func newBench(t testing.TB) *bench { return newBenchAt(t, "") }
+func newBench(tb testing.TB) *bench {
+	tb.Helper()
+	return newBenchAt(tb, "")
+}
 
 // newBenchAt has sub in the names of all its paths.
-func newBenchAt(t testing.TB, sub string) *bench {
-	t.Helper()
-	base := filepath.Join(t.TempDir(), sub)
+func newBenchAt(tb testing.TB, sub string) *bench {
+	tb.Helper()
+	base := filepath.Join(tb.TempDir(), sub)
 	if err := os.MkdirAll(base, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	b := &bench{newMounter(t, openStore(t, filepath.Join(base, "store"))), t, base}
-	t.Cleanup(func() { // also after a failure, or TempDir could not be removed
+	b := &bench{newMounter(tb, openStore(tb, filepath.Join(base, "store"))), tb, base}
+	tb.Cleanup(func() { // also after a failure, or TempDir could not be removed
 		mounts, err := readTable(ownTable)
 		if err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		for i := len(mounts) - 1; i >= 0; i-- {
 			if strings.HasPrefix(mounts[i].point, base) {
@@ -205,8 +208,8 @@ func (n node) write(path string) error {
 }
 
 // read returns what is below root, in the form of [tree.String]'s lines.
-func read(t testing.TB, root string) map[string]string {
-	t.Helper()
+func read(tb testing.TB, root string) map[string]string {
+	tb.Helper()
 	got := map[string]string{}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -234,7 +237,7 @@ func read(t testing.TB, root string) map[string]string {
 		return nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return got
 }

@@ -270,7 +270,7 @@ func TestUnmount(t *testing.T) {
 			t.Errorf("%s: error %v, want ErrNotMounted", nothing, err)
 		}
 	}
-	t.Run("by ID", func(t *testing.T) {
+	t.Run("by ID", func(*testing.T) {
 		b.unmount(b.mount(r).ID)
 	})
 	t.Run("twice", func(t *testing.T) {
@@ -280,7 +280,7 @@ func TestUnmount(t *testing.T) {
 			t.Errorf("error %v, want ErrNotMounted", err)
 		}
 	})
-	t.Run("gone already", func(t *testing.T) {
+	t.Run("gone already", func(*testing.T) {
 		b.mount(r)
 		b.umount(target)
 		b.unmount(target)
@@ -503,11 +503,11 @@ func TestNoDescriptorsLeak(t *testing.T) {
 	}
 }
 
-func descriptors(t testing.TB) int {
-	t.Helper()
+func descriptors(tb testing.TB) int {
+	tb.Helper()
 	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(open)
 }
@@ -522,15 +522,11 @@ func TestRootless(t *testing.T) {
 		t.Skip(err)
 	}
 	const nobody = 65534
-	base, err := os.MkdirTemp("", "dray-mount-") // t.TempDir lies below a directory that only root can search
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	base := t.TempDir()
 	program := filepath.Join(base, "program")
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
-		err = errors.Join(os.WriteFile(program, binary, 0o755), os.Chmod(base, 0o755), os.Mkdir(filepath.Join(base, "tmp"), 0o700), os.Chown(filepath.Join(base, "tmp"), nobody, nobody))
+		err = errors.Join(os.WriteFile(program, binary, 0o755), os.Chmod(filepath.Dir(base), 0o755), os.Chmod(base, 0o755), os.Mkdir(filepath.Join(base, "tmp"), 0o700), os.Chown(filepath.Join(base, "tmp"), nobody, nobody))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -40,7 +40,7 @@ const ownTable = "/proc/thread-self/mountinfo"
 
 // readTable reads the mounts of a process's namespace.
 func readTable(path string) (table, error) {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // below /proc
 	if err != nil {
 		return nil, fmt.Errorf("read mounts: %w", err)
 	}
@@ -109,13 +109,12 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// byID returns the mount with the kernel's ID.
-func (t table) byID(id uint64) (entry, bool) {
-	i := slices.IndexFunc(t, func(e entry) bool { return e.id == id })
-	if i < 0 {
-		return entry{}, false
+// byID returns the mount with the kernel's ID, or the zero entry.
+func (t table) byID(id uint64) entry {
+	if i := slices.IndexFunc(t, func(e entry) bool { return e.id == id }); i >= 0 {
+		return t[i]
 	}
-	return t[i], true
+	return entry{}
 }
 
 // ofRecord returns the mounts that belong to a record, the last made first. There

@@ -85,10 +85,10 @@ type kernel struct {
 	why   error
 }
 
-func (k *kernel) api(ctx context.Context, log *slog.Logger) api {
+func (k *kernel) api(ctx context.Context, to *slog.Logger) api {
 	k.once.Do(func() {
 		if k.found, k.why = probe(); k.found == apiMount {
-			log.LogAttrs(ctx, slog.LevelWarn, "overlays are made with mount(2): images of more than some 200 layers do not fit", slog.Any("reason", k.why))
+			to.LogAttrs(ctx, slog.LevelWarn, "overlays are made with mount(2): images of more than some 200 layers do not fit", slog.Any("reason", k.why))
 		}
 	})
 	return k.found
@@ -206,7 +206,7 @@ func (c *fsContext) explain(what string, err error) error {
 		said = append(said, strings.TrimSpace(string(line[:n])))
 	}
 	if len(said) == 0 {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s: %w (the kernel's log may say why)", what, err)
 	}
 	return fmt.Errorf("%s: %w (kernel: %s)", what, err, strings.Join(said, "; "))
 }

@@ -227,16 +227,13 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before := map[string]bool{} // whether each mount was there, by ID
-		for _, e := range b.points() {
-			at, err := openPlace(e)
-			if err != nil {
-				t.Fatal(err)
-			}
-			at.close()
+		mounts, err := readTable(ownTable)
+		if err != nil {
+			t.Fatal(err)
 		}
+		before := map[string]bool{} // whether each mount was complete, by ID
 		for _, record := range records {
-			before[record.ID] = record.State == store.MountMounted && slices.Contains(b.points(), record.Target)
+			before[record.ID] = record.State == store.MountMounted && len(mounts.ofRecord(record.ID)) > 0
 			if !before[record.ID] {
 				half++
 			}
@@ -267,7 +264,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	t.Logf("%d kills: %d mounts half done, %d complete", rounds, half, complete)
 }
 
-// victims is a running victim.
+// victimProcess is a running [victim].
 type victimProcess struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner

@@ -90,7 +90,7 @@ func (m *Mounter) find(target string, mounts table) (*store.Mount, error) {
 		return nil, err
 	}
 	if ok {
-		e, _ := mounts.byID(id)
+		e := mounts.byID(id)
 		record, err := m.store.Mount(e.recordID())
 		if errors.Is(err, store.ErrNotFound) {
 			return nil, fmt.Errorf("%w: %s %q is mounted there", ErrNotMounted, e.fsType, e.source)
@@ -189,7 +189,7 @@ func holders(e *entry) []string {
 			break
 		}
 		if holds(dir, e.point) {
-			name, _ := os.ReadFile(filepath.Join(dir, "comm"))
+			name, _ := os.ReadFile(filepath.Join(dir, "comm")) //nolint:gosec // below /proc
 			pid, _ := strconv.Atoi(filepath.Base(dir))
 			found = append(found, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name))))
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -52,7 +53,7 @@ func openHome(dir string) (home, error) {
 			dir = filepath.Join(xdg, "dray")
 		}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the user's own choice, checked below
 		return "", fmt.Errorf("make runtime directory: %w", err)
 	}
 	var st unix.Stat_t
@@ -118,7 +119,7 @@ func (h home) find() (holder, error) {
 }
 
 // start makes new namespaces and records their holder. The caller holds ns.lock.
-func (h home) start(ctx context.Context, t tools, log *slog.Logger) (_ holder, err error) {
+func (h home) start(ctx context.Context, t tools, to *slog.Logger) (_ holder, err error) {
 	// The holder outlives ctx, as it is to outlive this process.
 	//nolint:gosec // found on the caller's PATH, run with the caller's rights
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), t.sleep, "infinity")
@@ -141,7 +142,7 @@ func (h home) start(ctx context.Context, t tools, log *slog.Logger) (_ holder, e
 		return holder{}, err
 	}
 	if why != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "user namespace has one user and one group: owners in images are lost; "+
+		to.LogAttrs(ctx, slog.LevelWarn, "user namespace has one user and one group: owners in images are lost; "+
 			"install uidmap and give the user ranges in /etc/subuid and /etc/subgid", slog.Any("reason", why))
 	}
 	made := holder{PID: cmd.Process.Pid}
@@ -217,19 +218,21 @@ func (h holder) mounted() (bool, error) {
 		return false, fmt.Errorf("read mounts of namespace: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20) // an overlay of 500 layers has long options
-	for lines.Scan() {
+	lines := bufio.NewReader(f)
+	for {
+		line, err := lines.ReadString('\n') // an overlay of 500 layers has a long one
 		// After the separator: type, source, options (proc_pid_mountinfo(5)).
-		_, tail, _ := strings.Cut(lines.Text(), " - ")
+		_, tail, _ := strings.Cut(line, " - ")
 		if _, source, _ := strings.Cut(tail, " "); strings.HasPrefix(source, MountSource) {
 			return true, nil
 		}
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read mounts of namespace: %w", err)
+		}
 	}
-	if err := lines.Err(); err != nil {
-		return false, fmt.Errorf("read mounts of namespace: %w", err)
-	}
-	return false, nil
 }
 
 // startTime returns when a process started, in clock ticks since boot. A process

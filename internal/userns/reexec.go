@@ -223,7 +223,7 @@ func self() (string, error) {
 		return program, nil //nolint:nilerr // no working directory: the other path needs none
 	}
 	a, errA := os.Stat(program)
-	b, errB := os.Stat(called)
+	b, errB := os.Stat(called) //nolint:gosec // only compared
 	if errA == nil && errB == nil && os.SameFile(a, b) {
 		return called, nil
 	}

@@ -119,11 +119,7 @@ func newWorld(t *testing.T) *world {
 	if os.Getuid() == 0 && userns.Needed() {
 		t.Skip("root without CAP_SYS_ADMIN")
 	}
-	base, err := os.MkdirTemp("", "dray-userns-") // t.TempDir lies below a directory that only root can search
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	base := t.TempDir()
 	w := &world{t: t, base: base, program: filepath.Join(base, "program")}
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -143,7 +139,7 @@ func newWorld(t *testing.T) *world {
 			}
 		}
 	}
-	if err := os.Chmod(base, 0o755); err != nil {
+	if err := errors.Join(os.Chmod(filepath.Dir(base), 0o755), os.Chmod(base, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	if out, code := w.run("show"); code != 0 {
