@@ -38,7 +38,11 @@ func (s *source) header() error {
 			return err
 		}
 		fixed[i] = b
-		if i == 0 && b != gzipID1 || i == 1 && b != gzipID2 || i == 2 && b != gzipDeflate {
+		if i == 0 && b != gzipID1 {
+			s.pos-- // it is not ours to take: layer looks whether it begins padding
+			return errMagic
+		}
+		if i == 1 && b != gzipID2 || i == 2 && b != gzipDeflate {
 			return errMagic
 		}
 	}

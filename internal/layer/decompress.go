@@ -99,7 +99,7 @@ func Decompress(src io.Reader, o Options) (*Decompressor, error) {
 	}
 	switch d.compression {
 	case Gzip:
-		d.codec, err = newGzip(in)
+		d.codec = newGzip(in)
 	case Zstd:
 		d.codec, err = newZstd(in, o.MaxWindowBytes)
 	case Uncompressed:

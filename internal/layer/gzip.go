@@ -6,58 +6,26 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
+	"dray/internal/inflate"
 )
 
 // gzipReader reads all members of a gzip stream, and the padding behind them.
 type gzipReader struct {
-	src *bufio.Reader // read member by member: a gzip.Reader takes no byte too many from it
-	z   *gzip.Reader
+	src *bufio.Reader // inflate takes no byte behind the last member from it
+	z   *inflate.Reader
 }
 
-func newGzip(src *bufio.Reader) (*gzipReader, error) {
-	z, err := gzip.NewReader(src)
-	if err != nil {
-		return nil, noEOF(err)
-	}
-	z.Multistream(false)
-	return &gzipReader{src: src, z: z}, nil
+func newGzip(src *bufio.Reader) *gzipReader {
+	return &gzipReader{src: src, z: inflate.NewReader(src)}
 }
 
 // Read implements [io.Reader].
 func (g *gzipReader) Read(p []byte) (int, error) {
-	for {
-		n, err := g.z.Read(p)
-		if err != io.EOF { //nolint:errorlint // the decoder's own EOF is never wrapped
-			return n, err
-		}
-		err = g.nextMember()
-		if n > 0 || err != nil {
-			return n, err
-		}
+	n, err := g.z.Read(p)
+	if n == 0 && errors.Is(err, inflate.ErrTrailing) {
+		err = skipPadding(g.src)
 	}
-}
-
-// nextMember returns io.EOF if there is none.
-func (g *gzipReader) nextMember() error {
-	c, err := g.src.ReadByte()
-	if err != nil {
-		return err
-	}
-	if c == 0 {
-		return skipPadding(g.src)
-	}
-	if err := g.src.UnreadByte(); err != nil {
-		return err
-	}
-	if err := g.z.Reset(g.src); err != nil {
-		if errors.Is(err, gzip.ErrHeader) {
-			return fmt.Errorf("decompress gzip: garbage after the last member: %w", ErrFormat)
-		}
-		return noEOF(err)
-	}
-	g.z.Multistream(false)
-	return nil
+	return n, err
 }
 
 // skipPadding returns io.EOF if there is nothing but NUL bytes.
@@ -68,7 +36,7 @@ func skipPadding(src *bufio.Reader) error {
 			return err
 		}
 		if c != 0 {
-			return fmt.Errorf("decompress gzip: byte %#02x in the padding after the last member: %w", c, ErrFormat)
+			return fmt.Errorf("decompress gzip: byte %#02x after the last member: %w", c, ErrFormat)
 		}
 	}
 }
