@@ -112,7 +112,7 @@ type GCReport struct {
 	Layers []oci.DiffID `json:"layers"`
 	Images []oci.Digest `json:"images"` // dangling
 	Stale  []string     `json:"stale"`  // damaged by power loss: paths below the root
-	Bytes  int64        `json:"bytes"`  // on disk, of the layers, as their records say
+	Bytes  int64        `json:"bytes"`  // on disk, of all that
 }
 
 // GC removes images without a name and layers without an image, unless a lease or
@@ -121,8 +121,16 @@ type GCReport struct {
 // deletes. Where a record cannot be read nothing is removed, since nobody knows
 // what it refers to: the error is an [ErrCorrupt].
 func (s *Store) GC(ctx context.Context, o GCOptions) (GCReport, error) {
-	report, empty, err := s.collect(ctx, o)
-	if err = errors.Join(err, empty()); err != nil {
+	report, doomed, err := s.collect(ctx, o)
+	for _, path := range doomed {
+		size, sizeErr := treeSize(ctx, path)
+		err = errors.Join(err, sizeErr)
+		report.Bytes += size.DiskBytes
+	}
+	if !o.DryRun {
+		err = errors.Join(err, doomed.empty())
+	}
+	if err != nil {
 		return report, fmt.Errorf("collect garbage in %s: %w", s.root, s.Explain(err))
 	}
 	if !o.DryRun {
@@ -132,40 +140,36 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (GCReport, error) {
 	return report, nil
 }
 
-// collect takes the names of all garbage away; the returned function deletes it.
-func (s *Store) collect(ctx context.Context, o GCOptions) (report GCReport, empty func() error, err error) {
-	empty = func() error { return nil }
+// collect takes the names of all garbage away, or in a dry run finds it.
+func (s *Store) collect(ctx context.Context, o GCOptions) (report GCReport, doomed trash, err error) {
 	lock, err := s.lock(ctx, durable.Exclusive)
 	if err != nil {
-		return report, empty, err
+		return report, nil, err
 	}
 	defer func() { _ = lock.Release() }()
 	due := func(made time.Time) bool { return o.KeepUnreferenced <= 0 || s.now().Sub(made) >= o.KeepUnreferenced }
 	live, err := s.mark(due, &report)
 	if err != nil {
-		return report, empty, err
+		return report, nil, err
 	}
 	paths, err := s.deadLayers(live, due, &report)
 	if err != nil || o.DryRun {
-		return report, empty, err
+		return report, paths, err
 	}
 	for _, digest := range report.Images {
 		if err := s.removeImage(digest); err != nil { // before its layers: no record without layers
-			return report, empty, err
+			return report, nil, err
 		}
 	}
 	paths = append(paths, s.sayStale(ctx, report.Stale)...)
 	if len(paths) == 0 {
-		return report, empty, nil
+		return report, nil, nil
 	}
-	if err := context.Cause(ctx); err != nil {
-		return report, empty, err
-	}
-	empty, err = s.discardTree(paths...)
+	doomed, err = s.throw(paths...)
 	if err == nil {
 		err = s.syncLayerNames() // before anything in them is deleted
 	}
-	return report, empty, err
+	return report, doomed, err
 }
 
 // syncLayerNames makes it durable that layers have lost their names.
@@ -242,7 +246,6 @@ func (s *Store) deadLayers(live map[oci.DiffID]bool, due func(time.Time) bool, r
 			return nil, err
 		case !live[id] && due(layer.Created):
 			report.Layers = append(report.Layers, id)
-			report.Bytes += layer.DiskBytes
 			paths = append(paths, layer.Path)
 		}
 	}

@@ -46,7 +46,10 @@ func TestGC(t *testing.T) {
 	if err := s.PutImage(t.Context(), dangling); err != nil {
 		t.Fatal(err)
 	}
-	want := GCReport{Layers: ids("alone", "alone-2"), Images: []oci.Digest{dangling.Manifest.Digest}, Bytes: 2 * 8192}
+	want := GCReport{Layers: ids("alone", "alone-2"), Images: []oci.Digest{dangling.Manifest.Digest}}
+	for _, name := range []string{"alone", "alone-2"} {
+		want.Bytes += must(treeSize(t.Context(), s.layerPath(diffID(name))))(t).DiskBytes
+	}
 	if diff := cmp.Diff(gc(t, s, GCOptions{DryRun: true}), want); diff != "" {
 		t.Errorf("dry run:\n%s", diff)
 	}
@@ -158,6 +161,21 @@ func TestGCKeepsWhatIsLeasedOrMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := gc(t, other, GCOptions{}).Layers; !slices.Equal(got, ids("leased", "later", "more", "mounted")) {
+		t.Errorf("took %v", got)
+	}
+	wantClean(t, s)
+}
+
+// A lease ends with its process.
+func TestGCSweepsDeadLeases(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	put(t, s, "a")
+	lease := s.path(dirStaging, leasePrefix+"x"+lockSuffix)
+	if err := os.WriteFile(lease, []byte("layer "+diffID("a")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := gc(t, s, GCOptions{}).Layers; !slices.Equal(got, ids("a")) {
 		t.Errorf("took %v", got)
 	}
 	wantClean(t, s)

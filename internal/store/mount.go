@@ -206,8 +206,8 @@ func (s *Store) RemoveMount(_ context.Context, id string) error {
 	if _, err := os.Lstat(path); !validMountID(id) || errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove mount %q: %w", id, ErrNotFound)
 	}
-	empty, err := s.discardTree(path)
-	if err = errors.Join(err, empty()); err != nil {
+	gone, err := s.throw(path)
+	if err = errors.Join(err, gone.empty()); err != nil {
 		return fmt.Errorf("remove mount %s: %w", id, s.Explain(err))
 	}
 	return nil

@@ -217,7 +217,7 @@ func churnStep(ctx context.Context, s *Store, rnd *rand.Rand) error {
 	name := fmt.Sprintf("image-%d", rnd.IntN(3))
 	layers := []string{"base", name, fmt.Sprintf("layer-%d", rnd.IntN(4))}
 	i := image(name, layers...)
-	switch rnd.IntN(8) {
+	switch rnd.IntN(9) {
 	case 0:
 		_, err := s.Remove(ctx, name)
 		return err
@@ -240,6 +240,8 @@ func churnStep(ctx context.Context, s *Store, rnd *rand.Rand) error {
 			return err
 		}
 		return errors.Join(fillLayer(txn.Path(), "aborted"), txn.Abort())
+	case 4:
+		return s.Settle(ctx, i.Manifest.Digest)
 	}
 	return churnPull(ctx, s, i, layers, rnd.IntN(4) > 0)
 }

@@ -47,35 +47,100 @@ func (s *Store) SetRef(ctx context.Context, name string, manifest oci.Digest) er
 	if err != nil {
 		return fmt.Errorf("set reference %q: %w", name, err)
 	}
-	ref := Ref{Version: formatVersion, Name: name, Digest: manifest, Updated: s.now().UTC()}
-	if err := s.putMarked(ref, image.UnsyncedBoot, func(boot string) string { return s.refPath(name, boot) }); err != nil {
+	now, boot, err := s.ref(name)
+	if err == nil && now.Digest == manifest && boot == image.UnsyncedBoot {
+		return nil // a pull that found everything there
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("set reference %q: %w", name, err)
+	}
+	if err := s.putRef(name, manifest, image.UnsyncedBoot); err != nil {
 		return fmt.Errorf("set reference %q: %w", name, s.Explain(err))
+	}
+	return nil
+}
+
+func (s *Store) putRef(name string, manifest oci.Digest, boot string) error {
+	ref := Ref{Version: formatVersion, Name: name, Digest: manifest, Updated: s.now().UTC()}
+	return s.putMarked(ref, boot, func(boot string) string { return s.refPath(name, boot) })
+}
+
+// Settle makes an image that was stored before its layers were synced durable, and
+// the names that point to it, as they are now: it revives nothing that was removed
+// meanwhile, which is an [ErrNotFound], and moves no name. It does nothing to a
+// durable image.
+func (s *Store) Settle(ctx context.Context, manifest oci.Digest) error {
+	image, err := s.Image(manifest)
+	if err == nil && image.UnsyncedBoot != "" {
+		err = s.Sync(ctx, image.DiffIDs)
+	}
+	if err == nil && image.UnsyncedBoot != "" {
+		err = s.settle(ctx, manifest)
+	}
+	if err != nil {
+		return fmt.Errorf("make image %s durable: %w", manifest, s.Explain(err))
+	}
+	return nil
+}
+
+func (s *Store) settle(ctx context.Context, manifest oci.Digest) error {
+	lock, err := s.lock(ctx, durable.Exclusive) // nobody moves a name meanwhile
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Release() }()
+	image, err := s.Image(manifest)
+	if err != nil {
+		return err
+	}
+	for _, id := range image.DiffIDs {
+		if layer, err := s.Layer(id); err != nil {
+			return err
+		} else if layer.UnsyncedBoot != "" {
+			return fmt.Errorf("layer %s was written again: %w", id, ErrBusy)
+		}
+	}
+	image.UnsyncedBoot = ""
+	if err := s.putMarked(image, "", func(boot string) string { return s.imagePath(manifest, boot) }); err != nil {
+		return err
+	}
+	refs, err := s.Refs()
+	if err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		if ref.Digest != manifest {
+			continue
+		}
+		if err := s.putRef(ref.Name, manifest, ""); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 // Ref returns the digest of the manifest that name points to, or [ErrNotFound].
 func (s *Store) Ref(name string) (oci.Digest, error) {
-	ref, err := s.ref(name)
+	ref, _, err := s.ref(name)
 	if err != nil {
 		return "", fmt.Errorf("look up %q: %w", name, err)
 	}
 	return ref.Digest, nil
 }
 
-// ref reads the reference in force: what this boot wrote and has not synced is
-// newer than what is durable.
-func (s *Store) ref(name string) (*Ref, error) {
+// ref reads the reference in force, and the boot that it is marked with: what this
+// boot wrote and has not synced is newer than what is durable.
+func (s *Store) ref(name string) (ref *Ref, boot string, err error) {
 	for _, boot := range []string{s.boot, ""} {
 		ref, err := readRef(s.refPath(name, boot))
 		if err == nil && ref.Name != name {
 			err = fmt.Errorf("read %s: record of %q: %w", s.refPath(name, boot), ref.Name, ErrCorrupt)
 		}
 		if !errors.Is(err, ErrNotFound) {
-			return ref, err
+			return ref, boot, err
 		}
 	}
-	return nil, ErrNotFound
+	return nil, "", ErrNotFound
 }
 
 func readRef(path string) (*Ref, error) {

@@ -71,30 +71,34 @@ func (c *scratch) discard() error {
 	return errors.Join(removeTree(c.path), c.release())
 }
 
-// discardTree deletes the trees at paths. Each loses its name in one step, so that
+// trash is what has lost its name in the store: paths in the staging area.
+type trash []string
+
+// throw takes the names of the trees at paths away, each in one step, so that
 // nothing half deleted is ever in its place. The caller holds what keeps others
-// from putting something new there; deleting is left to the returned function,
-// which is never nil and needs no lock of the store.
+// from putting something new there. Deleting comes later ([trash.empty]) and needs
+// no lock of the store.
 //
 // It works on a full disk too: trash has no lock of its own. Whoever opens the
 // store meanwhile helps to delete it.
-func (s *Store) discardTree(paths ...string) (empty func() error, err error) {
-	trash := make([]string, 0, len(paths))
+func (s *Store) throw(paths ...string) (trash, error) {
+	var t trash
 	for _, path := range paths {
 		to := s.path(dirStaging, trashPrefix+randomName())
-		err = ignoreMissing(os.Rename(path, to))
-		if err != nil {
-			break
+		if err := ignoreMissing(os.Rename(path, to)); err != nil {
+			return t, err
 		}
-		trash = append(trash, to)
+		t = append(t, to)
 	}
-	return func() error {
-		var errs []error
-		for _, path := range trash {
-			errs = append(errs, removeTree(path))
-		}
-		return errors.Join(errs...)
-	}, err
+	return t, nil
+}
+
+func (t trash) empty() error {
+	var errs []error
+	for _, path := range t {
+		errs = append(errs, removeTree(path))
+	}
+	return errors.Join(errs...)
 }
 
 // sweep removes what nobody holds: the staging area of killed processes and their
@@ -136,22 +140,22 @@ func (s *Store) sweepStale(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	empty, err := s.takeStale(ctx)
+	stale, err := s.throwStale(ctx)
 	if err == nil {
 		err = s.Explain(writeRecord(s.path(fileBoot), s.boot, unsynced))
 	}
 	if errors.Is(err, ErrNoSpace) {
 		err = nil // looked at again next time; a full store has to open, to be emptied
 	}
-	return errors.Join(err, lock.Release(), empty())
+	return errors.Join(err, lock.Release(), stale.empty())
 }
 
-func (s *Store) takeStale(ctx context.Context) (empty func() error, err error) {
+func (s *Store) throwStale(ctx context.Context) (trash, error) {
 	stale, err := s.stale()
-	if err != nil || len(stale) == 0 {
-		return func() error { return nil }, err
+	if err != nil {
+		return nil, err
 	}
-	return s.discardTree(s.sayStale(ctx, stale)...)
+	return s.throw(s.sayStale(ctx, stale)...)
 }
 
 // stale lists the objects, below the root, that bear the mark of another boot.

@@ -28,9 +28,10 @@ func open(t *testing.T, root string) *Store {
 	return s
 }
 
+// newStore makes a store in memory, where a busy disk does not matter.
 func newStore(t *testing.T) *Store {
 	t.Helper()
-	return open(t, filepath.Join(t.TempDir(), "store"))
+	return open(t, filepath.Join(memoryDir(t), "store"))
 }
 
 func diffID(name string) oci.DiffID { return oci.DiffID(oci.DigestBytes([]byte(name))) }
@@ -142,7 +143,7 @@ func wantErr(t *testing.T, err, want error) {
 
 func TestImageLivesThroughReopening(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	s := open(t, filepath.Join(t.TempDir(), "store")) // on the disk
 	want := putImage(t, s, "docker.io/library/a:latest", "bottom", "top", "bottom")
 	s = open(t, s.Root())
 	digest, err := s.Ref("docker.io/library/a:latest")
@@ -380,7 +381,7 @@ func TestMounts(t *testing.T) {
 // A machine that lost power shows what was not synced to no one.
 func TestUnsyncedOfAnotherBoot(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	s := open(t, filepath.Join(t.TempDir(), "store")) // on the disk
 	durableImage := putImage(t, s, "a", "synced")
 	put(t, s, "lost")
 	lost := image("lost", "synced", "lost")
@@ -451,7 +452,7 @@ func TestUnsyncedOfAnotherBoot(t *testing.T) {
 
 func TestSyncClearsTheMark(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	s := open(t, filepath.Join(t.TempDir(), "store")) // on the disk
 	a := put(t, s, "a")
 	if a.UnsyncedBoot != s.boot {
 		t.Errorf("a committed layer has the mark %q, want %q", a.UnsyncedBoot, s.boot)
@@ -482,6 +483,12 @@ func TestSyncClearsTheMark(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	wantDurable(t, s)
+}
+
+// wantDurable fails the test if a record has the mark of a boot.
+func wantDurable(t *testing.T, s *Store) {
+	t.Helper()
 	for _, dir := range []string{s.path(dirImages, oci.SHA256), s.path(dirRefs)} {
 		names, err := readNames(dir)
 		if err != nil || len(names) != 1 || strings.Contains(names[0], s.boot) {
@@ -489,6 +496,40 @@ func TestSyncClearsTheMark(t *testing.T) {
 		}
 	}
 	wantClean(t, s)
+}
+
+func TestSettle(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	pull := func(reference string, layers ...string) *Image {
+		i := image(reference+strings.Join(layers, ""), layers...)
+		for _, name := range layers {
+			put(t, s, name)
+		}
+		if err := errors.Join(s.PutImage(t.Context(), i), s.SetRef(t.Context(), reference, i.Manifest.Digest)); err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	old, removed := pull("moves", "1"), pull("removed", "2")
+	now := pull("moves", "1", "3")
+	if _, err := s.Remove(t.Context(), "removed"); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, s.Settle(t.Context(), removed.Manifest.Digest), ErrNotFound)
+	for range 2 {
+		if err := errors.Join(s.Settle(t.Context(), now.Manifest.Digest), s.Settle(t.Context(), old.Manifest.Digest)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.Ref("moves"); err != nil || got != now.Manifest.Digest {
+		t.Errorf("the name points to %s, %v, want the newer %s", got, err, now.Manifest.Digest)
+	}
+	if images := must(s.Images())(t); len(images) != 2 {
+		t.Errorf("%d images, want 2", len(images))
+	}
+	gc(t, s, GCOptions{})
+	wantDurable(t, s)
 }
 
 func TestAgeIsAskedOfTheClock(t *testing.T) {

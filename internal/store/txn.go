@@ -60,8 +60,8 @@ func (s *Store) Begin(ctx context.Context, id oci.DiffID) (*Txn, *Layer, error) 
 // dropStaleLayer removes a layer that was never synced before the machine stopped.
 // The caller is the layer's writer, so that nobody puts a good one in its place.
 func (s *Store) dropStaleLayer(ctx context.Context, id oci.DiffID) error {
-	empty, err := s.discardTree(s.sayStale(ctx, []string{layerDir(id)})...)
-	return errors.Join(err, empty())
+	stale, err := s.throw(s.sayStale(ctx, []string{layerDir(id)})...)
+	return errors.Join(err, stale.empty())
 }
 
 // Path returns the directory in which the layer is written: empty at first, mode
