@@ -167,6 +167,9 @@ func (l *Layout) DeleteBlob(_ context.Context, digest oci.Digest) error {
 	if err != nil {
 		return err
 	}
+	if digest == "" {
+		return fmt.Errorf("delete blob of %s: no digest: %w", l.path, ErrNotFound)
+	}
 	if err := dir.root.Remove(blobName(digest)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete blob %s of %s: %w", digest, l.path, ErrNotFound)
 	} else if err != nil {

@@ -19,34 +19,43 @@ import (
 // directory is a layout's directory. [os.Root] keeps every name inside.
 type directory struct{ root *os.Root }
 
+// openAttempts bounds how often a file may be replaced by rename while it is opened.
+const openAttempts = 100
+
 func (d directory) open(name string) (io.ReadSeekCloser, int64, error) {
-	// A FIFO would block an open without O_NONBLOCK for ever.
-	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	for range openAttempts {
+		f, size, err := d.tryOpen(name)
+		if err != nil {
+			return nil, 0, err
+		}
+		if f != nil {
+			return f, size, nil
+		}
+	}
+	return nil, 0, fmt.Errorf("open %s: it is replaced all the time", name)
+}
+
+// tryOpen looks before it opens, since opening a device may do something, and
+// looks again at what it has got: nil if that is another file. A symbolic link is
+// refused, wherever it leads.
+func (d directory) tryOpen(name string) (*os.File, int64, error) {
+	named, err := d.root.Lstat(name)
 	if err != nil {
 		return nil, 0, err
 	}
-	size, err := d.regular(name, f)
-	if err != nil {
-		_ = f.Close()
-		return nil, 0, fmt.Errorf("open %s: %w", name, err)
+	if !named.Mode().IsRegular() {
+		return nil, 0, fmt.Errorf("open %s: not a regular file: %w", name, ErrNotLayout)
 	}
-	return f, size, nil
-}
-
-// regular checks that f is a regular file and name not a symbolic link to it.
-func (d directory) regular(name string, f *os.File) (int64, error) {
+	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // it may be a FIFO by now
+	if err != nil {
+		return nil, 0, err
+	}
 	opened, err := f.Stat()
-	if err != nil {
-		return 0, err
+	if err == nil && os.SameFile(named, opened) {
+		return f, opened.Size(), nil
 	}
-	named, err := d.root.Lstat(name)
-	if err != nil {
-		return 0, err
-	}
-	if !opened.Mode().IsRegular() || !named.Mode().IsRegular() {
-		return 0, fmt.Errorf("not a regular file: %w", ErrNotLayout)
-	}
-	return opened.Size(), nil
+	_ = f.Close()
+	return nil, 0, err
 }
 
 func (d directory) close() error { return d.root.Close() }

@@ -13,6 +13,7 @@ import (
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/stream"
+	"dray/internal/testkit"
 )
 
 func must(t *testing.T, err error) {
@@ -105,6 +106,13 @@ func (zeros) Read(p []byte) (int, error) {
 func FuzzArchive(f *testing.F) {
 	f.Add([]byte("\x1f\x8b"))
 	f.Add(bytes.Repeat([]byte{0}, 1024))
+	var whole bytes.Buffer
+	l := testkit.Layout(f)
+	testkit.Image(f).Layer(testkit.File("a", "x")).Write(l, "v1")
+	if err := l.WriteArchive(f.Context(), &whole); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole.Bytes())
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		path := t.TempDir() + "/a.tar"
 		must(t, os.WriteFile(path, raw, 0o600))

@@ -20,6 +20,7 @@ import (
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/stream"
+	"dray/internal/testkit"
 )
 
 func TestWriteThenRead(t *testing.T) {
@@ -200,6 +201,9 @@ func TestConcurrentWritersLoseNothing(t *testing.T) {
 			}
 			defer func() { _ = l.Close() }()
 			putImage(t, l, fmt.Sprint("tag", i), fmt.Sprint("content", i/2))
+			if _, _, err := l.Resolve(t.Context(), fmt.Sprint("tag", i), ""); err != nil {
+				t.Error(err) // while others write
+			}
 		})
 	}
 	wg.Wait()
@@ -387,13 +391,10 @@ func TestManifestIsVerifiedAndLimited(t *testing.T) {
 // TestOtherTools: what skopeo writes is read, and the other way round.
 func TestOtherTools(t *testing.T) {
 	t.Parallel()
-	skopeo, err := exec.LookPath("skopeo")
-	if err != nil {
-		t.Skip("skopeo is not installed")
-	}
+	testkit.Need(t, testkit.Tool("skopeo"))
 	run := func(args ...string) {
 		t.Helper()
-		if out, err := exec.CommandContext(t.Context(), skopeo, args...).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "skopeo", args...).CombinedOutput(); err != nil {
 			t.Fatalf("skopeo %s: %v\n%s", args, err, out)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"cuelabs.dev/go/oci/ociregistry"
@@ -47,6 +48,7 @@ type Server struct {
 	log      *slog.Logger
 	protocol http.Handler
 	uploads  uploads
+	active   sync.WaitGroup // requests that are being answered
 }
 
 var _ http.Handler = (*Server)(nil)
@@ -80,8 +82,12 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the uploads that are under way. Serve must have returned.
-func (s *Server) Close() error { return s.uploads.close() }
+// Close waits for requests that are being answered and gives up the uploads that are
+// under way. What serves s must have stopped.
+func (s *Server) Close() error {
+	s.active.Wait()
+	return s.uploads.close()
+}
 
 // Serve answers on listener until ctx ends, then lets requests that are under way
 // finish for a moment. It closes the listener. A stop by ctx is not an error.
@@ -108,6 +114,8 @@ func Serve(ctx context.Context, s *Server, listener net.Listener) error {
 // ServeHTTP implements [http.Handler]. Blobs and referrers are answered here, the
 // rest by the library, after what it does not check.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.active.Add(1)
+	defer s.active.Done()
 	s.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("method", r.Method), slog.String("path", r.URL.Path))
 	t := parse(r.URL.Path)
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
