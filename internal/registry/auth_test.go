@@ -453,3 +453,18 @@ func TestAnonymousTokenIsExplained(t *testing.T) {
 		t.Errorf("got hint %q, want %q", e.Hint, want)
 	}
 }
+
+// An identity token goes to the token service that was named, and nowhere else.
+func TestIdentityTokenIsNotRedirected(t *testing.T) {
+	t.Parallel()
+	thief := newFake(t, func(http.ResponseWriter, *http.Request) bool {
+		t.Error("token service's redirect was followed")
+		return true
+	})
+	g := &guarded{serve: func(w http.ResponseWriter, r *http.Request, _ int) {
+		http.Redirect(w, r, thief.URL, http.StatusTemporaryRedirect)
+	}}
+	f := newFake(t, g.hook)
+	c := newClient(t, Options{Hosts: []Host{{Match: ".", Access: Access{Credentials: &Credentials{IdentityToken: "refresh"}}}}})
+	wantError(t, resolve(t, open(t, c, f.URL)), ErrProtocol)
+}

@@ -37,14 +37,13 @@ func (s specificity) less(t specificity) bool {
 func match(pattern, host, repository string) (s specificity, named string, ok bool) {
 	const (
 		kindAny = iota
-		kindExact
 		kindDomain
+		kindExact
 		kindHost
 		kindRepository
 	)
 	host = canonicalHost(host)
-	name, _, _ := cutPort(host)
-	name = strings.TrimSuffix(name, ".")
+	name := strings.TrimSuffix(withoutPort(host), ".")
 	if pattern == "*" {
 		pattern = "."
 	}
@@ -86,13 +85,12 @@ func (o *Options) hostFor(host, repository string) (*Host, string) {
 	return best, bestNamed
 }
 
-// cutPort splits host:port; brackets of an IPv6 address stay with the host.
-func cutPort(hostport string) (host, port string, ok bool) {
-	i := strings.LastIndexByte(hostport, ':')
-	if i < 0 || strings.HasSuffix(hostport, "]") {
-		return hostport, "", false
+// withoutPort returns the host of host:port; an IPv6 address keeps its brackets.
+func withoutPort(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		return host[:i]
 	}
-	return hostport[:i], hostport[i+1:], true
+	return host
 }
 
 // endpoint is one place that serves a repository.
@@ -129,7 +127,7 @@ func (e *endpoint) url(path string, query url.Values) *url.URL {
 
 // endpoints returns the mirrors of ref in order, then its origin.
 func (c *Client) endpoints(ref oci.Reference) ([]*endpoint, error) {
-	host := Host{Access: Access{}}
+	host := Host{}
 	named := canonicalHost(ref.Host)
 	if found, part := c.options.hostFor(ref.Host, ref.Repository); found != nil {
 		host, named = *found, part
@@ -161,7 +159,13 @@ func (c *Client) endpoints(ref oci.Reference) ([]*endpoint, error) {
 		location = named
 	}
 	origin.relocate(ref, named, location)
-	return append(all, c.finish(origin)), nil
+	all = append(all, c.finish(origin))
+	for _, e := range all {
+		if e.repository == "" {
+			return nil, fmt.Errorf("open repository %s: settings move it to %s, where it has no name", ref.Name(), e.host)
+		}
+	}
+	return all, nil
 }
 
 // relocate sets host and repository to those of ref with named replaced by

@@ -13,7 +13,7 @@ func TestHostFor(t *testing.T) {
 	t.Parallel()
 	all := []string{
 		".", ".com", ".example.com", ".some.example.com", "ghcr.io.", "ghcr.io", "ghcr.io/team", "ghcr.io/team/app",
-		"localhost:5000", "127.0.0.1.", "[::1]:5000", "index.docker.io.", "*.wild.org", "*.wild.net/team",
+		"exact.example.com.", "localhost:5000", "127.0.0.1.", "[::1]:5000", "index.docker.io.", "*.wild.org", "*.wild.net/team",
 	}
 	var o Options
 	for _, m := range all {
@@ -26,6 +26,8 @@ func TestHostFor(t *testing.T) {
 		{"some.example.com", "a", ".example.com"},
 		{"a.other.example.com", "a", ".example.com"},
 		{"notexample.com", "a", ".com"},
+		{"exact.example.com", "a", "exact.example.com."},
+		{"not.exact.example.com", "a", ".example.com"},
 		{"x.some.example.com", "a", ".some.example.com"},
 		{"some.example.com:8443", "a", ".example.com"},
 		{"ghcr.io", "other", "ghcr.io"},
@@ -134,6 +136,7 @@ func TestBadOptions(t *testing.T) {
 		{"location with scheme", Options{Hosts: []Host{{Match: ".", Location: "https://a"}}}},
 		{"many streams", Options{Ranges: Ranges{Streams: 1000}}},
 		{"tiny parts", Options{Ranges: Ranges{PartBytes: 1}}},
+		{"tiny blobs", Options{Ranges: Ranges{MinBytes: 1}}},
 		{"user agent", Options{UserAgent: "a\r\nb"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -142,6 +145,10 @@ func TestBadOptions(t *testing.T) {
 				t.Error("got no error")
 			}
 		})
+	}
+	nameless := newClient(t, Options{Hosts: []Host{{Match: "a.io/team", Location: "b.io"}}})
+	if _, err := nameless.Repository(oci.Reference{Host: "a.io", Repository: "team"}); err == nil {
+		t.Error("got no error for a location that leaves no name")
 	}
 	if _, err := newClient(t, Options{}).Repository(oci.Reference{Transport: oci.LayoutDir, Path: "/x"}); !errors.Is(err, oci.ErrReference) {
 		t.Errorf("got error %v, want %v", err, oci.ErrReference)

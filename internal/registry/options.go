@@ -120,14 +120,13 @@ type Access struct {
 
 // Host is the settings of the registries or repositories that Match names:
 //
-//   - "ghcr.io." the host of that name, on any port
-//   - ".example.com" and "*.example.com" all hosts below that domain
 //   - "." and "*" every host
+//   - ".example.com" and "*.example.com" all hosts below that domain
+//   - "ghcr.io." the host of that name, on any port
 //   - "ghcr.io", "localhost:5000" host and port as they stand in the reference
 //   - "ghcr.io/team" the repository of that name and those below it
 //
-// A later line of this list is more specific than those above it, except that
-// "." and "*" are the least; within one line the longest is.
+// Each line is more specific than those above it; within one line the longest is.
 type Host struct {
 	Match string
 	Access
@@ -192,8 +191,8 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("manifest limit is %d bytes", o.ManifestBytes)
 	case o.Ranges.Streams < 0 || o.Ranges.Streams > maxRangeStreams:
 		return fmt.Errorf("range streams is %d, want 1 to %d", o.Ranges.Streams, maxRangeStreams)
-	case o.Ranges.PartBytes < minRangePartBytes:
-		return fmt.Errorf("range part is %d bytes, want at least %d", o.Ranges.PartBytes, minRangePartBytes)
+	case o.Ranges.PartBytes < minRangePartBytes || o.Ranges.MinBytes < minRangePartBytes:
+		return fmt.Errorf("range part is %d bytes for blobs of %d, want at least %d", o.Ranges.PartBytes, o.Ranges.MinBytes, minRangePartBytes)
 	case strings.ContainsAny(o.UserAgent, "\r\n"):
 		return errors.New("user agent has more than one line")
 	}

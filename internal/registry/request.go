@@ -19,6 +19,7 @@ type call struct {
 	header http.Header
 	body   func() (io.ReadCloser, error) // opened once per attempt; nil: none
 	size   int64                         // of the body
+	secret bool                          // the body is for the endpoint's own host only
 	scope  string                        // what a token must allow
 	slow   time.Duration                 // that the server may take for the answer beyond the time-out
 	want   []int                         // statuses that are success
@@ -64,11 +65,14 @@ func (e *endpoint) send(ctx context.Context, k call) (*http.Response, error) {
 func (e *endpoint) follow(ctx context.Context, k call, authorization string) (*http.Response, error) {
 	target := k.url
 	for range maxRedirects {
+		own := target.Scheme == e.scheme && target.Host == e.host
+		if k.secret && !own {
+			return nil, &Error{Method: k.method, URL: bare(k.url), kind: ErrProtocol, Err: errors.New("redirected to another host with credentials")}
+		}
 		req, err := k.request(ctx, target)
 		if err != nil {
 			return nil, err
 		}
-		own := target.Scheme == e.scheme && target.Host == e.host
 		if own && authorization != "" {
 			req.Header.Set("Authorization", authorization)
 		}

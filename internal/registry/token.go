@@ -66,7 +66,7 @@ func tokenCall(realm *url.URL, c challenge, scopes []string, credentials Credent
 		query.Set("scope", strings.Join(scopes, " "))
 		form := query.Encode()
 		return call{
-			method: http.MethodPost, url: realm, want: []int{http.StatusOK},
+			method: http.MethodPost, url: realm, want: []int{http.StatusOK}, secret: true,
 			header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
 			body:   func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(form)), nil },
 			size:   int64(len(form)),
