@@ -50,8 +50,8 @@
 //
 // A [Mounter] is safe for concurrent use, and any number of processes may use one
 // store. All changes to mounts of a store happen one after another, under the lock
-// ROOT/mounts/lock: they take about a millisecond each. Deleting an upper
+// ROOT/mounts.lock: they take about a millisecond each. Deleting an upper
 // directory, which takes longer, happens after it. A record that is seen as
 // "preparing" or "unmounting" under the lock is therefore that of a dead process.
-// Lock order: ROOT/mounts/lock before any of the store's.
+// Lock order: ROOT/mounts.lock before any of the store's.
 package mount

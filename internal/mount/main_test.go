@@ -282,9 +282,7 @@ func (b *bench) wantClean() {
 		b.t.Error(err)
 	}
 	for _, e := range left {
-		if e.Name() != "lock" {
-			b.t.Errorf("mounts/%s is left", e.Name())
-		}
+		b.t.Errorf("mounts/%s is left", e.Name())
 	}
 	left, err = os.ReadDir(filepath.Join(b.store.Root(), "staging"))
 	if err != nil || len(left) > 0 {

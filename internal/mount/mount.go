@@ -35,7 +35,7 @@ type Mounter struct {
 	userXattr bool
 	log       *slog.Logger
 	kernel    kernel
-	turn      chan struct{} // holds one token; who has it may wait for ROOT/mounts/lock
+	turn      chan struct{} // holds one token; who has it may wait for ROOT/mounts.lock
 }
 
 // New returns a Mounter.
@@ -95,11 +95,10 @@ func (m *Mounter) mount(ctx context.Context, r Request) (*store.Mount, error) {
 
 // mountLocked is mount with the lock held.
 func (m *Mounter) mountLocked(ctx context.Context, r Request, at *place, trash *[]*store.Mount) (*store.Mount, error) {
-	dir, made, err := at.openOrMake()
+	made, err := at.make()
 	if err != nil {
 		return nil, err
 	}
-	_ = dir.Close() // what is visible may change below
 	old, err := m.occupant(ctx, at, trash)
 	if err != nil {
 		return nil, err

@@ -57,21 +57,26 @@ func (p *place) open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), p.path), nil
 }
 
-// openOrMake is open, and makes a directory that is missing.
-func (p *place) openOrMake() (dir *os.File, made bool, err error) {
-	dir, err = p.open()
-	if !errors.Is(err, unix.ENOENT) {
-		return dir, false, err
-	}
+// make makes the directory if it is missing, and makes sure that it is one.
+func (p *place) make() (made bool, err error) {
 	err = unix.Mkdirat(int(p.parent.Fd()), p.name, targetPerm)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, false, fmt.Errorf("%w: make %q: %w", ErrTarget, p.path, err)
+		return false, fmt.Errorf("%w: make %q: %w", ErrTarget, p.path, err)
 	}
 	made = err == nil
-	if dir, err = p.open(); err == nil && made {
-		err = os.Chmod(fdPath(int(dir.Fd())), targetPerm) // whatever the umask
+	dir, err := p.open()
+	if err != nil {
+		return made, err
 	}
-	return dir, made, err
+	defer func() { _ = dir.Close() }()
+	if !made {
+		return false, nil
+	}
+	if err := os.Chmod(fdPath(int(dir.Fd())), targetPerm); err != nil { // whatever the umask
+		p.remove()
+		return false, fmt.Errorf("%w: %w", ErrTarget, err)
+	}
+	return true, nil
 }
 
 // remove removes the directory if it is empty: it was made for nothing.
@@ -130,6 +135,6 @@ func (e *entry) unmount(flags int) (ended bool, err error) {
 	return watched && end.seen(), nil
 }
 
-// fdPath is a path to an open descriptor that holds as long as the file is open, in this
-// process.
+// fdPath is a path to an open descriptor, good in this process as long as it is
+// open.
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

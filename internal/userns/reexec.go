@@ -56,7 +56,6 @@ func Reexec(ctx context.Context, o Options) (exitCode int, err error) {
 	if os.Getenv(marker) != "" {
 		return 0, fmt.Errorf("run in user namespace: %w", ErrStillNeeded)
 	}
-	log := o.logger()
 	t, err := findTools()
 	if err != nil {
 		return 0, err
@@ -65,7 +64,7 @@ func Reexec(ctx context.Context, o Options) (exitCode int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	held, inside, err := h.enter(ctx, t, log)
+	held, inside, err := h.enter(ctx, t, o.logger())
 	if err != nil {
 		return 0, err
 	}
@@ -73,7 +72,11 @@ func Reexec(ctx context.Context, o Options) (exitCode int, err error) {
 	// Leaving must happen whatever became of ctx.
 	leaveCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
-	return exitCode, errors.Join(err, h.leave(leaveCtx, held, inside))
+	if err := h.leave(leaveCtx, held, inside); err != nil {
+		// The program has done its work; the next to leave tries again.
+		o.logger().LogAttrs(leaveCtx, slog.LevelWarn, "user namespace is kept", slog.Any("error", err))
+	}
+	return exitCode, err
 }
 
 // Stop ends the user's namespaces: every mount in them is gone once the last
