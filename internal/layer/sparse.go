@@ -40,11 +40,12 @@ func (t *Tar) sparse(b *block, flag byte, f format) error {
 
 // sparsePAX reads a map of version 0.0, 0.1 or 1.0.
 func (t *Tar) sparsePAX(p *pax) error {
-	switch {
-	case p.sparseMajor == 1 && p.sparseMinor == 0 && p.has&paxSparseMajor != 0:
+	const version = paxSparseMajor | paxSparseMinor
+	switch v := p.has & version; {
+	case v == version && p.sparseMajor == 1 && p.sparseMinor == 0:
 		return t.sparse10()
-	case p.has&(paxSparseMajor|paxSparseMinor) != 0 && (p.sparseMajor != 0 || p.sparseMinor > 1 || p.sparseMinor < 0):
-		return malformed("%q has a sparse map of the unknown version %d.%d", t.entry.Name, p.sparseMajor, p.sparseMinor)
+	case v != 0 && (v != version || p.sparseMajor != 0 || p.sparseMinor < 0 || p.sparseMinor > 1):
+		return malformed("%q has a sparse map of an unknown version", t.entry.Name)
 	case p.has&paxSparsePart != 0:
 		if p.halfPart {
 			return malformed("%q has half an extent in its sparse map", t.entry.Name)
