@@ -39,8 +39,8 @@ func FileSeq(dir string, count int) iter.Seq[Entry] {
 	}
 }
 
-// Big returns an image of layerCount layers with one file of fileBytes each, of
-// the kind that make gives ([Text], [Random], [Zeros]).
+// Big returns an image of layerCount layers with one file of fileBytes each,
+// made by kind: [Text] or [Random].
 //
 //	testkit.Big(t, 1, 2<<30, testkit.Random).Write(layout, "2g")
 func Big(tb testing.TB, layerCount int, fileBytes int64, kind func(name string, size int64, seed uint64) Entry) *Builder {

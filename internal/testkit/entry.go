@@ -92,7 +92,7 @@ func Random(name string, size int64, seed uint64) Entry {
 }
 
 // Text returns a file of size bytes that compress about as programs do, to a
-// third: a random byte, then two that repeat.
+// third: each random word three times.
 func Text(name string, size int64, seed uint64) Entry {
 	return generated(name, size, func() io.Reader {
 		var key [32]byte
@@ -123,15 +123,18 @@ type textReader struct {
 }
 
 func (r *textReader) Read(p []byte) (int, error) {
-	if len(r.left) == 0 {
-		_, _ = r.src.Read(r.word[:8]) // never fails
-		copy(r.word[8:], r.word[:8])
-		copy(r.word[16:], r.word[:8])
-		r.left = r.word[:]
+	for n := 0; n < len(p); {
+		if len(r.left) == 0 {
+			_, _ = r.src.Read(r.word[:8]) // never fails
+			copy(r.word[8:], r.word[:8])
+			copy(r.word[16:], r.word[:8])
+			r.left = r.word[:]
+		}
+		copied := copy(p[n:], r.left)
+		r.left = r.left[copied:]
+		n += copied
 	}
-	n := copy(p, r.left)
-	r.left = r.left[n:]
-	return n, nil
+	return len(p), nil
 }
 
 // Dir returns a directory.
