@@ -22,7 +22,7 @@ type SpecOptions = bundle.Options
 type BundleOptions struct {
 	Pull     PullOptions
 	Spec     SpecOptions
-	ReadOnly bool // mount the root file system read-only
+	ReadOnly bool // the container cannot write its root file system
 	Replace  bool // another image's bundle there gives way
 	Create   bool // make the directory if it does not exist
 	NoConfig bool // only rootfs, no config.json
@@ -61,7 +61,7 @@ func (c *Client) Bundle(ctx context.Context, reference, dir string, o BundleOpti
 		return nil, err
 	}
 	rootfs := filepath.Join(dir, rootfsName)
-	mounted, err := c.mountImage(ctx, image, rootfs, MountOptions{ReadOnly: o.ReadOnly, Replace: o.Replace})
+	mounted, err := c.mountImage(ctx, image, rootfs, MountOptions{Replace: o.Replace}) // the runtime makes mount points, and then read-only what shall be
 	if err != nil {
 		return nil, err
 	}

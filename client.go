@@ -112,7 +112,7 @@ func New(ctx context.Context, o Options) (*Client, error) {
 	if o.Platform != "" {
 		var err error
 		if platform, err = oci.ParsePlatform(o.Platform); err != nil {
-			return nil, fmt.Errorf("%w: %w", oci.ErrReference, err)
+			return nil, err
 		}
 	}
 	c := &Client{options: o, platform: platform, log: o.Log}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -103,7 +104,11 @@ func (c *Client) source(ctx context.Context, ref oci.Reference, offline bool) (p
 		repository, err := c.registry.Repository(ref)
 		return remote{repository}, err
 	}
-	return ocidir.Open(ctx, ref.Path, ref.Transport)
+	layout, err := ocidir.Open(ctx, ref.Path, ref.Transport)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ocidir.ErrNotFound, err)
+	}
+	return layout, err
 }
 
 func newImage(record *store.Image, evidence *Evidence) *Image {

@@ -54,7 +54,7 @@ func KindOf(err error) Kind {
 		{KindBusy, []error{store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
 		{KindNotFound, []error{registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, mount.ErrNotMounted, bundle.ErrUser}},
-		{KindUsage, []error{oci.ErrReference, oci.ErrDigest, bundle.ErrOption, bundle.ErrNoCommand}},
+		{KindUsage, []error{oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
 		{KindOther, []error{pull.ErrUnsupported}},

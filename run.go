@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"dray/internal/bundle"
 	"dray/internal/durable"
 	"dray/internal/mount"
+	"dray/internal/stream"
 	"dray/internal/userns"
 )
 
@@ -45,6 +47,9 @@ func (c *Client) Run(ctx context.Context, reference string, o RunOptions) (code 
 		return 0, err
 	}
 	r, err := runs.begin(o.ID)
+	if err == nil {
+		err = r.note(o.Runtime)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -55,7 +60,19 @@ func (c *Client) Run(ctx context.Context, reference string, o RunOptions) (code 
 		}
 		err = errors.Join(err, r.end(context.WithoutCancel(ctx)))
 	}()
-	if _, err := c.Bundle(ctx, reference, r.dir, BundleOptions{Pull: o.Pull, Spec: o.Spec, ReadOnly: o.ReadOnly, Create: true}); err != nil {
+	if o.Spec.CgroupsPath == "" {
+		o.Spec.CgroupsPath = "/dray-" + o.ID
+	}
+	made, err := c.Bundle(ctx, reference, r.dir, BundleOptions{Pull: o.Pull, Spec: o.Spec, ReadOnly: o.ReadOnly, Create: true})
+	if err != nil {
+		return 0, err
+	}
+	config, err := made.Image.config()
+	if err != nil {
+		return 0, err
+	}
+	stop, err := bundle.ParseSignal(config.Config.StopSignal)
+	if err != nil {
 		return 0, err
 	}
 	if o.Started != nil {
@@ -66,7 +83,7 @@ func (c *Client) Run(ctx context.Context, reference string, o RunOptions) (code 
 	}
 	code, err = bundle.Run(ctx, bundle.RunOptions{
 		Runtime: o.Runtime, Bundle: r.dir, ID: o.ID, Root: runs.root, Rootless: userns.Inside(),
-		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Terminal: o.Spec.Terminal, Signals: o.Signals,
+		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Terminal: o.Spec.Terminal, Signals: o.Signals, StopSignal: stop,
 	})
 	if err != nil {
 		return code, fmt.Errorf("run %s: %w", reference, err)
@@ -83,7 +100,10 @@ type runs struct {
 	root   string
 }
 
-const lockSuffix = ".lock"
+const (
+	lockSuffix     = ".lock" // its content is the runtime as it was asked for
+	maxRuntimeName = 4096
+)
 
 // openRuns makes the directory and takes away what killed processes left there.
 func (c *Client) openRuns(ctx context.Context) (*runs, error) {
@@ -148,9 +168,24 @@ func (r *runs) begin(id string) (*oneRun, error) {
 	return &oneRun{runs: r, id: id, dir: dir, lock: lock}, nil
 }
 
+// note writes the runtime down, for whoever cleans up.
+func (o *oneRun) note(runtime string) error {
+	_, err := o.lock.File().WriteString(runtime)
+	if err == nil {
+		_, err = o.lock.File().Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("name container %q: %w", o.id, errors.Join(err, o.lock.Release()))
+	}
+	return nil
+}
+
 // end removes the container, its mount and its bundle, as far as they exist.
 func (o *oneRun) end(ctx context.Context) error {
-	err := bundle.Delete(ctx, bundle.RunOptions{Bundle: o.dir, ID: o.id, Root: o.runs.root})
+	runtime, err := stream.ReadAll(o.lock.File(), maxRuntimeName)
+	if err == nil {
+		err = bundle.Delete(ctx, bundle.RunOptions{Runtime: string(runtime), Bundle: o.dir, ID: o.id, Root: o.runs.root, Rootless: userns.Inside()})
+	}
 	if errors.Is(err, bundle.ErrNoRuntime) {
 		err = nil // so there never was one
 	}

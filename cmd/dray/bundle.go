@@ -38,7 +38,7 @@ func (s *specFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&s.entrypoint, "entrypoint", "", "`program` instead of the image's entrypoint; its command is dropped too")
 	f.StringVar(&s.hostname, "hostname", "", "`name` of the container (default: its ID)")
 	f.StringVar(&s.net, "net", "none", "`host|none`: the host's network, or only a loopback device")
-	f.BoolVar(&s.readOnly, "read-only", false, "mount the root file system read-only")
+	f.BoolVar(&s.readOnly, "read-only", false, "the container cannot write its root file system")
 }
 
 // spec returns the library's options. flags tells which were given.
@@ -142,9 +142,16 @@ reason that has no code of its own; otherwise those of "dray pull".`,
 				return err
 			}
 			spec.terminal = tty || !cmd.Flags().Changed("tty") && term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd()))
-			spec, err := spec.spec(cmd.Flags(), args[1:])
+			command := args[1:]
+			if len(command) > 0 && command[0] == "--" { // what follows REF is not parsed
+				command = command[1:]
+			}
+			spec, err := spec.spec(cmd.Flags(), command)
 			if err != nil {
 				return err
+			}
+			if spec.Terminal {
+				spec.Columns, spec.Rows = terminalSize()
 			}
 			o.Spec, o.ReadOnly, o.Keep = spec, spec.ReadonlyRootfs, !remove
 			o.Stdin, o.Stdout, o.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -161,6 +168,15 @@ reason that has no code of its own; otherwise those of "dray pull".`,
 	f.StringVar(&o.Runtime, "runtime", "", "`runc|crun|path` (default: the first that is installed)")
 	f.StringVar(&o.ID, "name", "", "`name` of the container (default: a random one)")
 	return cmd
+}
+
+// terminalSize returns that of the terminal, 0 where it does not tell.
+func terminalSize() (columns, rows uint) {
+	width, height, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil || width < 0 || height < 0 {
+		return 0, 0
+	}
+	return uint(width), uint(height)
 }
 
 // notStarted is the exit code for a container that the runtime refused, as with
@@ -185,6 +201,9 @@ func runRun(ctx context.Context, app *cli.App, ref string, pull *cli.PullFlags, 
 	defer signal.Stop(signals)
 	code, err := client.Run(ctx, ref, o)
 	if failed := (*bundle.StartError)(nil); errors.As(err, &failed) {
+		if failed.Printed { // by the runtime, where the container's errors go
+			err = nil
+		}
 		return cli.ExitWith(notStarted, err)
 	}
 	if err != nil {

@@ -8,9 +8,12 @@ import (
 	"strings"
 )
 
-// ErrPlatform reports a platform that cannot be parsed or that no manifest of an
-// index fits.
-var ErrPlatform = errors.New("platform not found")
+var (
+	// ErrPlatform reports a platform that no manifest of an index fits.
+	ErrPlatform = errors.New("platform not found")
+	// ErrPlatformName reports text that is not a platform.
+	ErrPlatformName = errors.New("invalid platform")
+)
 
 // Platform is what an image runs on (image-spec, image-index.md).
 type Platform struct {
@@ -34,7 +37,7 @@ func ParsePlatform(s string) (Platform, error) {
 	parts := strings.Split(strings.ToLower(s), "/")
 	for _, part := range parts {
 		if part == "" || strings.Trim(part, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != "" {
-			return Platform{}, fmt.Errorf("parse platform %q: want os/arch[/variant]: %w", clip(s), ErrPlatform)
+			return Platform{}, fmt.Errorf("parse platform %q: want os/arch[/variant]: %w", clip(s), ErrPlatformName)
 		}
 	}
 	switch len(parts) {
@@ -48,7 +51,7 @@ func ParsePlatform(s string) (Platform, error) {
 	case 3:
 		return Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}.normal(), nil
 	}
-	return Platform{}, fmt.Errorf("parse platform %q: want os/arch[/variant]: %w", clip(s), ErrPlatform)
+	return Platform{}, fmt.Errorf("parse platform %q: want os/arch[/variant]: %w", clip(s), ErrPlatformName)
 }
 
 // String returns os/arch or os/arch/variant.

@@ -38,8 +38,8 @@ func TestParsePlatform(t *testing.T) {
 		})
 	}
 	for _, in := range []string{"", "/", "linux/", "/amd64", "linux/arm/v7/x", "linux amd64", "linux/amd64\n", "é"} {
-		if got, err := ParsePlatform(in); !errors.Is(err, ErrPlatform) {
-			t.Errorf("ParsePlatform(%q): got %s, %v, want ErrPlatform", in, got, err)
+		if got, err := ParsePlatform(in); !errors.Is(err, ErrPlatformName) {
+			t.Errorf("ParsePlatform(%q): got %s, %v, want ErrPlatformName", in, got, err)
 		}
 	}
 	if host := HostPlatform(); host.OS != "linux" || host.Rank(Platform{OS: "linux", Architecture: runtime.GOARCH}) == 0 {
@@ -132,7 +132,7 @@ func FuzzParsePlatform(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		p, err := ParsePlatform(s)
 		if err != nil {
-			if !errors.Is(err, ErrPlatform) {
+			if !errors.Is(err, ErrPlatformName) {
 				t.Errorf("got %v", err)
 			}
 			return
