@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -50,12 +51,20 @@ func (e *endpoint) repeat(ctx context.Context, count int, try func() error) erro
 			return context.Cause(ctx)
 		}
 		if attempt >= count || !temporary(err, e.reached()) {
-			return err
+			return tried(err, attempt+1)
 		}
 		if err := e.pause(ctx, attempt, err); err != nil {
 			return err
 		}
 	}
+}
+
+// tried says of an error that it is the last of several.
+func tried(err error, count int) error {
+	if count < 2 {
+		return err
+	}
+	return fmt.Errorf("%w (tried %d times)", err, count)
 }
 
 // pause waits before the repetition of what failed with err.

@@ -479,3 +479,43 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 		})
 	}
 }
+
+// A reader that gives up does not end as if the blob had: a verifier would blame
+// the content for the network.
+func TestBlobFailureIsNotItsEnd(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		then func(f *fake, w http.ResponseWriter)
+	}{
+		{"connections closed", func(*fake, http.ResponseWriter) { panic(http.ErrAbortHandler) }},
+		{"bodies cut", func(f *fake, w http.ResponseWriter) { cutAfter(w, f.one(), 500) }},
+		{"bodies empty", func(f *fake, w http.ResponseWriter) { cutAfter(w, f.one(), 0) }},
+	} {
+		for _, sizeBytes := range []int{100_000, 2 << 20} { // one stream, and a lead
+			t.Run(fmt.Sprint(tt.name, " ", sizeBytes), func(t *testing.T) {
+				t.Parallel()
+				var n atomic.Int64
+				f := newFake(t, nil)
+				d, _ := f.add(sizeBytes)
+				f.hook = func(w http.ResponseWriter, r *http.Request) bool {
+					if n.Add(1) > 1 {
+						tt.then(f, w)
+						return true
+					}
+					f.serve(&cutter{w, 1000}, r)
+					return true
+				}
+				body, err := open(t, newClient(t, Options{Ranges: smallRanges}), f.URL).Blob(t.Context(), d, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = io.Copy(io.Discard, stream.NewVerifier(body, "blob", d.Digest, d.Size))
+				if !errors.Is(err, ErrUnreachable) || errors.Is(err, io.EOF) || errors.Is(err, stream.ErrMismatch) {
+					t.Errorf("got error %v, want %v", err, ErrUnreachable)
+				}
+				_ = body.Close()
+			})
+		}
+	}
+}

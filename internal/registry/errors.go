@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -141,6 +142,9 @@ func transportError(req *http.Request, err error) *Error {
 	if ours, ok := errors.AsType[*url.Error](err); ok {
 		err = ours.Err // its text has the query
 	}
+	if errors.Is(err, io.EOF) { // which a reader of the blob would take for its end
+		err = fmt.Errorf("connection closed without an answer: %w", io.ErrUnexpectedEOF)
+	}
 	e := &Error{Method: req.Method, URL: bare(req.URL), Err: err, kind: ErrUnreachable}
 	host := req.URL.Host
 	switch {
@@ -156,7 +160,7 @@ func transportError(req *http.Request, err error) *Error {
 		e.Hint = "the server speaks https: drop http:// and --plain-http"
 	case notFoundName(err):
 		e.Hint = "check the host's name"
-	case req.URL.Scheme == "https" && errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Hint = "nothing listens there: check host and port"
 	}
 	return e

@@ -134,6 +134,7 @@ func (s *span) recover(ctx context.Context, err error) error {
 		s.failures++
 		return current.pause(ctx, s.failures-1, err)
 	}
+	err = tried(err, s.failures+1)
 	if s.source+1 == len(s.blob.sources) {
 		return err
 	}
@@ -216,6 +217,9 @@ func (s *span) request(ctx context.Context) error {
 	}
 	s.whole = slices.Contains(resp.TransferEncoding, "chunked")
 	if _, err := io.CopyN(io.Discard, resp.Body, s.offset); err != nil {
+		if errors.Is(err, io.EOF) { // which would be taken for the blob's end
+			err = io.ErrUnexpectedEOF
+		}
 		return fail(ErrUnreachable, fmt.Errorf("skip to offset %d: %w", s.offset, err))
 	}
 	s.body, s.left = resp.Body, s.end-s.offset
