@@ -120,6 +120,7 @@ type applier struct {
 	uid, gid  uint32 // whose new files are
 	umask     uint32
 	xwhiteout bool // devices 0:0 are refused: whiteouts are xattrs
+	fractions bool // the file system has stored a fraction of a second
 }
 
 // Apply makes the entries of t below root, which must be empty and not used by
@@ -211,10 +212,7 @@ func (a *applier) apply(ctx context.Context, e *layer.Entry) error {
 // cleanName returns name as if below a root, without a slash at either end; ""
 // is the root.
 func cleanName(name string) string {
-	if strings.HasPrefix(name, "./") {
-		name = name[2:]
-	}
-	name = strings.Trim(name, "/")
+	name = strings.Trim(strings.TrimPrefix(name, "./"), "/")
 	for rest := name; rest != ""; {
 		var part string
 		part, rest, _ = strings.Cut(rest, "/")

@@ -249,7 +249,7 @@ func (c *checker) compareDir(fd int, path string, r *record, st *unix.Stat_t) er
 	if err := c.attributes(path, r, st); err != nil {
 		return err
 	}
-	if opaque := c.overlayXattr(fd, overlayOpaque) == "y"; opaque != r.opaque {
+	if opaque := c.isOpaque(fd); opaque != r.opaque {
 		if err := c.differ(path, "opaque mark", strconv.FormatBool(r.opaque), strconv.FormatBool(opaque)); err != nil {
 			return err
 		}
@@ -371,7 +371,7 @@ func (c *checker) file(ctx context.Context, dir int, name, path string, r *recor
 	if err := c.zeros(ctx, fd, path, end, r.size); err != nil {
 		return err
 	}
-	return c.sums(path, "content", r.inode.sum)
+	return c.sums(path, "content", r.sum)
 }
 
 // zeros reports data in what must be a hole between two offsets. Holes of the

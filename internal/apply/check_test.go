@@ -420,7 +420,7 @@ func FuzzApply(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer root.Close()
+		defer func() { _ = root.Close() }()
 		a, err := applyTo(t, root, tarOf(t, items...), Options{})
 		entries, readErr := os.ReadDir(outer)
 		if readErr != nil || len(entries) != 1 {

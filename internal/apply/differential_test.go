@@ -19,32 +19,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func run(t testing.TB, dir, name string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
+func run(tb testing.TB, dir, name string, args ...string) {
+	tb.Helper()
+	cmd := exec.CommandContext(tb.Context(), name, args...)
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+		tb.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
-	return string(out)
 }
 
-func needTool(t testing.TB, name string) {
-	t.Helper()
+func needTool(tb testing.TB, name string) {
+	tb.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("needs %s", name)
+		tb.Skipf("needs %s", name)
 	}
 }
 
 // oddTree makes a tree with everything that a file system can hold.
-func oddTree(t testing.TB) string {
-	t.Helper()
-	dir := t.TempDir()
+func oddTree(tb testing.TB) string {
+	tb.Helper()
+	dir := tb.TempDir()
 	must := func(err error) {
-		t.Helper()
+		tb.Helper()
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	path := func(name string) string { return filepath.Join(dir, name) }
@@ -144,11 +143,11 @@ func TestAgainstGNUTar(t *testing.T) {
 }
 
 // blocks returns how much the sparse file of [oddTree] takes on disk.
-func blocks(t testing.TB, dir string) int64 {
-	t.Helper()
+func blocks(tb testing.TB, dir string) int64 {
+	tb.Helper()
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(dir, "sparse"), &st); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return st.Blocks
 }
@@ -190,15 +189,24 @@ func TestAgainstUmoci(t *testing.T) {
 func BenchmarkApply(b *testing.B) {
 	in := smallFiles(b, 25_000)
 	ways := map[string]func(b *testing.B, dir string){
-		"plain":   func(b *testing.B, dir string) { benchApply(b, dir, in, Options{}) },
-		"journal": func(b *testing.B, dir string) { benchApply(b, dir, in, Options{Journal: &bytes.Buffer{}}) },
+		"plain": func(b *testing.B, dir string) {
+			b.Helper()
+			benchApply(b, dir, in, Options{})
+		},
+		"journal": func(b *testing.B, dir string) {
+			b.Helper()
+			benchApply(b, dir, in, Options{Journal: &bytes.Buffer{}})
+		},
 	}
 	if _, err := exec.LookPath("tar"); err == nil {
 		archive := filepath.Join(b.TempDir(), "a.tar")
 		if err := os.WriteFile(archive, in, 0o600); err != nil {
 			b.Fatal(err)
 		}
-		ways["gnutar"] = func(b *testing.B, dir string) { run(b, dir, "tar", "-xf", archive) }
+		ways["gnutar"] = func(b *testing.B, dir string) {
+			b.Helper()
+			run(b, dir, "tar", "-xf", archive)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(ways)) {
 		b.Run(name, func(b *testing.B) {
@@ -224,7 +232,7 @@ func benchApply(b *testing.B, dir string, in []byte, o Options) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	if _, err := Apply(context.Background(), root, newTar(in), o); err != nil {
 		b.Fatal(err)
 	}

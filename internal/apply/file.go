@@ -154,10 +154,16 @@ func (a *applier) writeSparse(ctx context.Context, fd int, e *layer.Entry) error
 	return nil
 }
 
+// storable tells whether any file system can store the time; fractions of
+// seconds, once this one has been seen to.
+func (a *applier) storable(e *layer.Entry) bool {
+	return e.MTimeSec >= 0 && e.MTimeSec <= math.MaxInt32 && (e.MTimeNsec == 0 || a.fractions)
+}
+
 // checkTime counts a time that the file system cannot store, and puts the one
-// that it stored into e. Those of this century are not asked for.
+// that it stored into e.
 func (a *applier) checkTime(e *layer.Entry, stat func(*unix.Stat_t) error) error {
-	if e.MTimeSec >= 0 && e.MTimeSec <= math.MaxInt32 {
+	if a.storable(e) {
 		return nil
 	}
 	var st unix.Stat_t
@@ -168,5 +174,6 @@ func (a *applier) checkTime(e *layer.Entry, stat func(*unix.Stat_t) error) error
 		a.result.TimesClamped++
 		e.MTimeSec, e.MTimeNsec = st.Mtim.Sec, uint32(st.Mtim.Nsec)
 	}
+	a.fractions = a.fractions || st.Mtim.Nsec != 0
 	return nil
 }

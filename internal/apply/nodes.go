@@ -3,7 +3,6 @@ package apply
 import (
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -116,7 +115,7 @@ func (a *applier) entryAttributes(parent, d *openedDir, e *layer.Entry) error {
 	}
 	d.gid, d.sgid = e.GID, e.Mode&unix.S_ISGID != 0
 	d.time, d.changed = fileTime{e.MTimeSec, e.MTimeNsec}, true
-	if e.MTimeSec >= 0 && e.MTimeSec <= math.MaxInt32 {
+	if a.storable(e) {
 		return nil
 	}
 	if err := futimes(d.fd, d.time); err != nil {

@@ -132,7 +132,7 @@ func readUmask() uint32 {
 	if err != nil {
 		return all
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if text, ok := strings.CutPrefix(lines.Text(), "Umask:"); ok {
 			if mask, err := strconv.ParseUint(strings.TrimSpace(text), 8, 32); err == nil {

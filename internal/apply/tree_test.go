@@ -23,10 +23,10 @@ import (
 )
 
 // needRoot skips tests that make devices and foreign owners.
-func needRoot(t testing.TB) {
-	t.Helper()
+func needRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		tb.Skip("needs root")
 	}
 }
 
@@ -70,8 +70,8 @@ func (i item) pax(kv ...string) item {
 
 func (i item) xattr(name, value string) item { return i.pax("SCHILY.xattr."+name, value) }
 
-func tarOf(t testing.TB, items ...item) []byte {
-	t.Helper()
+func tarOf(tb testing.TB, items ...item) []byte {
+	tb.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, i := range items {
@@ -81,14 +81,14 @@ func tarOf(t testing.TB, items ...item) []byte {
 		i.Size = int64(len(i.body))
 		i.Format = tar.FormatPAX
 		if err := w.WriteHeader(&i.Header); err != nil {
-			t.Fatalf("%s: %v", i.Name, err)
+			tb.Fatalf("%s: %v", i.Name, err)
 		}
 		if _, err := w.Write([]byte(i.body)); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return buf.Bytes()
 }
@@ -101,47 +101,47 @@ type applied struct {
 	journal []byte
 }
 
-func newRoot(t testing.TB) *os.File {
-	t.Helper()
-	root, err := os.Open(t.TempDir())
+func newRoot(tb testing.TB) *os.File {
+	tb.Helper()
+	root, err := os.Open(tb.TempDir())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = root.Close() })
+	tb.Cleanup(func() { _ = root.Close() })
 	return root
 }
 
-func applyTar(t testing.TB, in []byte, o Options) (applied, error) {
-	t.Helper()
-	root := newRoot(t)
-	return applyTo(t, root, in, o)
+func applyTar(tb testing.TB, in []byte, o Options) (applied, error) {
+	tb.Helper()
+	root := newRoot(tb)
+	return applyTo(tb, root, in, o)
 }
 
-func applyTo(t testing.TB, root *os.File, in []byte, o Options) (applied, error) {
-	t.Helper()
+func applyTo(tb testing.TB, root *os.File, in []byte, o Options) (applied, error) {
+	tb.Helper()
 	var journal bytes.Buffer
 	o.Journal = &journal
 	tr := layer.NewTar(stream.NewSlicer(bytes.NewReader(in), 100_000), layer.Limits{})
-	result, err := Apply(t.Context(), root, tr, o)
+	result, err := Apply(tb.Context(), root, tr, o)
 	return applied{root.Name(), root, result, journal.Bytes()}, err
 }
 
 // check asserts that the journal tells the truth.
-func (a applied) check(t testing.TB, o CheckOptions) {
-	t.Helper()
-	found, err := Check(t.Context(), a.root, bytes.NewReader(a.journal), o)
+func (a applied) check(tb testing.TB, o CheckOptions) {
+	tb.Helper()
+	found, err := Check(tb.Context(), a.root, bytes.NewReader(a.journal), o)
 	if err != nil {
-		t.Errorf("check: %v", err)
+		tb.Errorf("check: %v", err)
 	}
 	for _, d := range found {
-		t.Errorf("check: %s", d)
+		tb.Errorf("check: %s", d)
 	}
 }
 
 // tree describes everything below dir by path: type, mode, owner, time, size or
 // target or device, xattrs, and the first path of the same file.
-func tree(t testing.TB, dir string) map[string]string {
-	t.Helper()
+func tree(tb testing.TB, dir string) map[string]string {
+	tb.Helper()
 	first := map[uint64]string{}
 	all := map[string]string{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -174,7 +174,7 @@ func tree(t testing.TB, dir string) map[string]string {
 		case unix.S_IFCHR, unix.S_IFBLK:
 			line += fmt.Sprintf(" %d,%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 		}
-		line += xattrsOf(t, path)
+		line += xattrsOf(tb, path)
 		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			if other, ok := first[st.Ino]; ok {
 				line = "= " + other
@@ -186,7 +186,7 @@ func tree(t testing.TB, dir string) map[string]string {
 		return nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return all
 }
@@ -209,11 +209,11 @@ func kindOf(mode uint32) string {
 	return "?"
 }
 
-func xattrsOf(t testing.TB, path string) string {
-	t.Helper()
+func xattrsOf(tb testing.TB, path string) string {
+	tb.Helper()
 	names, err := listXattrs(func(buf []byte) (int, error) { return unix.Llistxattr(path, buf) })
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	slices.Sort(names)
 	var out strings.Builder
@@ -224,7 +224,7 @@ func xattrsOf(t testing.TB, path string) string {
 		}
 		n, err := unix.Lgetxattr(path, name, buf)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		fmt.Fprintf(&out, " %s=%q", name, buf[:n])
 	}
@@ -232,10 +232,10 @@ func xattrsOf(t testing.TB, path string) string {
 }
 
 // shape is [tree] without modes, owners and times, nor the root if it is plain.
-func shape(t testing.TB, dir string) map[string]string {
-	t.Helper()
+func shape(tb testing.TB, dir string) map[string]string {
+	tb.Helper()
 	short := map[string]string{}
-	for name, line := range tree(t, dir) {
+	for name, line := range tree(tb, dir) {
 		if name == "." && !strings.Contains(line, "overlay") {
 			continue
 		}
@@ -249,20 +249,20 @@ func shape(t testing.TB, dir string) map[string]string {
 	return short
 }
 
-func openFDs(t testing.TB) int {
-	t.Helper()
+func openFDs(tb testing.TB) int {
+	tb.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(entries)
 }
 
 var errTest = errors.New("stop")
 
-func canceled(t testing.TB) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithCancelCause(t.Context())
+func canceled(tb testing.TB) context.Context {
+	tb.Helper()
+	ctx, cancel := context.WithCancelCause(tb.Context())
 	cancel(errTest)
 	return ctx
 }
@@ -274,8 +274,8 @@ func newTar(in []byte) *layer.Tar {
 }
 
 // smallFiles returns a tar of count files of 1 to 16 KiB in directories of 40.
-func smallFiles(t testing.TB, count int) []byte {
-	t.Helper()
+func smallFiles(tb testing.TB, count int) []byte {
+	tb.Helper()
 	random := rand.New(rand.NewPCG(3, 4))
 	body := make([]byte, 16<<10)
 	for i := range body {
@@ -289,5 +289,5 @@ func smallFiles(t testing.TB, count int) []byte {
 		}
 		items = append(items, reg(fmt.Sprintf("%sfile%d.txt", dir, i), string(body[:1024+random.IntN(15<<10)])).at(epoch.Truncate(time.Second)))
 	}
-	return tarOf(t, items...)
+	return tarOf(tb, items...)
 }

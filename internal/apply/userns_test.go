@@ -64,7 +64,7 @@ func TestOverlay(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer root.Close()
+				defer func() { _ = root.Close() }()
 				var journal bytes.Buffer
 				a := &applier{o: Options{Journal: &journal}, tar: newTar(in), xwhiteout: mode == "userx"}
 				if mode != "trusted" {
@@ -148,7 +148,7 @@ func inUserNS(t *testing.T, in []byte, options string) (applied, helperResult) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: firstSubID, Size: 65_536}}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelper$")
 	cmd.Env = append(os.Environ(), helperEnv+"="+options)

@@ -107,7 +107,7 @@ func (a *applier) belowOpaque(path string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if a.overlayXattr(d.fd, overlayOpaque) == "y" {
+		if a.isOpaque(d.fd) {
 			return true, nil
 		}
 		if path == "" {
@@ -153,7 +153,7 @@ func (a *applier) isWhiteout(dir int, base string, st *unix.Stat_t) bool {
 
 // markOpaque makes d hide the directories of lower layers with its name.
 func (a *applier) markOpaque(d *openedDir) error {
-	if a.overlayXattr(d.fd, overlayOpaque) == "y" {
+	if a.isOpaque(d.fd) {
 		return nil
 	}
 	if err := a.setOverlayXattr(d.fd, overlayOpaque, "y"); err != nil {
@@ -191,7 +191,7 @@ func (a *applier) removeWhiteouts(path string) error {
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 			below := join(path, name)
 			d, err := a.existing(below)
-			if err != nil || a.overlayXattr(d.fd, overlayOpaque) == "y" {
+			if err != nil || a.isOpaque(d.fd) {
 				return err
 			}
 			return a.removeWhiteouts(below)
@@ -228,12 +228,10 @@ func (a *applier) setOverlayXattr(fd int, name, value string) error {
 	return a.xattrError(unix.Fsetxattr(fd, a.overlayName(name), []byte(value), 0))
 }
 
-// overlayXattr returns the value of an xattr of one byte, or "".
-func (a *applier) overlayXattr(fd int, name string) string {
-	var buf [8]byte
-	n, err := unix.Fgetxattr(fd, a.overlayName(name), buf[:])
-	if err != nil {
-		return ""
-	}
-	return string(buf[:n])
+// isOpaque tells whether the directory is marked; "x" marks one that may hold
+// whiteouts that are xattrs.
+func (a *applier) isOpaque(dir int) bool {
+	var buf [1]byte
+	n, err := unix.Fgetxattr(dir, a.overlayName(overlayOpaque), buf[:])
+	return err == nil && n == len(buf) && buf[0] == 'y'
 }

@@ -45,24 +45,27 @@ func (a *applier) setXattr(d *openedDir, base string, fd int, e *layer.Entry, x 
 		return false, nil
 	case x.Name == defaultACL && e.Type == layer.Dir:
 		// Checked by setting it, then withheld.
-		a.hasACLs = true
-		if err := a.xattrError(unix.Fsetxattr(fd, x.Name, x.Value, 0)); err != nil {
+		if ok, err := a.allowed(x.Name, unix.Fsetxattr(fd, x.Name, x.Value, 0)); !ok || err != nil {
 			return false, err
 		}
+		a.hasACLs = true
 		d.acl = bytes.Clone(x.Value)
 		return true, unix.Fremovexattr(fd, x.Name)
+	case fd >= 0:
+		return a.allowed(x.Name, unix.Fsetxattr(fd, x.Name, x.Value, 0))
 	}
-	var err error
-	if fd >= 0 {
-		err = unix.Fsetxattr(fd, x.Name, x.Value, 0)
-	} else {
-		err = unix.Lsetxattr(procPath(d.fd, base), x.Name, x.Value, 0)
-	}
-	if errors.Is(err, unix.EPERM) && a.o.UserNS {
+	return a.allowed(x.Name, unix.Lsetxattr(procPath(d.fd, base), x.Name, x.Value, 0))
+}
+
+// allowed sorts the outcome of setting an xattr: set, denied by the user
+// namespace and counted, or failed.
+func (a *applier) allowed(name string, err error) (bool, error) {
+	unmapped := errors.Is(err, unix.EINVAL) && (name == accessACL || name == defaultACL)
+	if a.o.UserNS && (errors.Is(err, unix.EPERM) || unmapped) {
 		a.result.XattrsDenied++
 		return false, nil
 	}
-	return true, a.xattrError(err)
+	return err == nil, a.xattrError(err)
 }
 
 // chmodded puts into e what chmod made of an access ACL: its owner, mask and
@@ -132,7 +135,8 @@ func (a *applier) clearXattrs(d *openedDir) error {
 			continue
 		}
 		err := unix.Fremovexattr(d.fd, name)
-		if err != nil && !errors.Is(err, unix.ENODATA) && !(errors.Is(err, unix.EPERM) && a.o.UserNS) {
+		denied := errors.Is(err, unix.EPERM) && a.o.UserNS
+		if err != nil && !denied && !errors.Is(err, unix.ENODATA) {
 			return fmt.Errorf("remove xattr %q: %w", name, err)
 		}
 	}

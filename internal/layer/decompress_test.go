@@ -16,35 +16,35 @@ import (
 	"dray/internal/stream"
 )
 
-func gz(t testing.TB, data []byte) []byte {
-	t.Helper()
+func gz(tb testing.TB, data []byte) []byte {
+	tb.Helper()
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
 	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return buf.Bytes()
 }
 
-func zst(t testing.TB, data []byte, o ...zstd.EOption) []byte {
-	t.Helper()
+func zst(tb testing.TB, data []byte, o ...zstd.EOption) []byte {
+	tb.Helper()
 	w, err := zstd.NewWriter(nil, o...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return w.EncodeAll(data, nil)
 }
 
 // sampleTar looks like a tar of one file with size bytes of noise.
-func sampleTar(t testing.TB, size int) []byte {
-	t.Helper()
+func sampleTar(tb testing.TB, size int) []byte {
+	tb.Helper()
 	body := make([]byte, size)
 	random := rand.NewChaCha8([32]byte{1})
 	_, _ = random.Read(body)
-	return buildTar(t, tarEntry{name: "file", body: body})
+	return buildTar(tb, tarEntry{name: "file", body: body})
 }
 
 func cat(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
@@ -189,7 +189,7 @@ func TestDecompressLimits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer d.Close()
+			defer func() { _ = d.Close() }()
 			_, err = io.Copy(io.Discard, d)
 			limit, ok := errors.AsType[*LimitError](err)
 			if !ok {
@@ -234,7 +234,7 @@ func FuzzDecompress(f *testing.F) {
 		if err != nil {
 			return
 		}
-		defer d.Close()
+		defer func() { _ = d.Close() }()
 		if _, err = io.Copy(io.Discard, d); err == nil && d.Compression() == Uncompressed && d.count != int64(len(in)) {
 			t.Errorf("%d bytes of %d", d.count, len(in))
 		}

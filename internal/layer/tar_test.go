@@ -72,8 +72,8 @@ func (e tarEntry) bytes() []byte {
 	return out
 }
 
-func buildTar(t testing.TB, entries ...tarEntry) []byte {
-	t.Helper()
+func buildTar(tb testing.TB, entries ...tarEntry) []byte {
+	tb.Helper()
 	var out []byte
 	for _, e := range entries {
 		if e.flag == 0 && e.magic == "" {
