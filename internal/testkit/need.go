@@ -73,7 +73,7 @@ func Mknod() Cap {
 }
 
 // Xattr is a directory for tests that takes attributes of these names
-// ("user.x", "trusted.x", "security.capability").
+// ("user.x", "trusted.x", "security.capability", "system.posix_acl_access").
 func Xattr(names ...string) Cap {
 	return Cap{"extended attributes " + strings.Join(names, ", "), func(_ context.Context, dir string) string {
 		path := filepath.Join(dir, "file")
@@ -82,8 +82,11 @@ func Xattr(names ...string) Cap {
 		}
 		for _, name := range names {
 			value := "x"
-			if name == "security.capability" {
+			switch name {
+			case "security.capability":
 				value = Capability(1)
+			case "system.posix_acl_access":
+				value = ACL(0o600, 1, 4)
 			}
 			if err := unix.Lsetxattr(path, name, []byte(value), 0); err != nil {
 				return name + ": " + err.Error()

@@ -2,6 +2,8 @@ package testkit
 
 import (
 	"encoding/pem"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -93,6 +95,7 @@ func start(tb testing.TB, dir string, tls bool, faults []Fault) *Server {
 	s := &Server{backend: backend, closing: make(chan struct{}), tokens: map[string]*token{}, signed: map[string]int{}}
 	s.Add(faults...)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that are meant to fail
 	if tls {
 		server.EnableHTTP2 = true
 		server.StartTLS()
