@@ -73,9 +73,6 @@ func layerDir(id oci.DiffID) string {
 // Layer returns the layer id, [ErrNotFound], or [ErrCorrupt] when it is there but
 // cannot be understood. Seeds will be looked into here.
 func (s *Store) Layer(id oci.DiffID) (*Layer, error) {
-	if _, err := oci.ParseDiffID(string(id)); err != nil {
-		return nil, fmt.Errorf("look up layer: %w", err)
-	}
 	// The directory may be collected and made again while it is read.
 	for range 3 {
 		layer, err := s.readLayer(id)
@@ -90,18 +87,9 @@ var errChanged = errors.New("changed while it was read")
 
 func (s *Store) readLayer(id oci.DiffID) (*Layer, error) {
 	path := s.layerPath(id)
-	names, err := readNames(path)
+	mark, _, err := s.layerNames(id)
 	if err != nil {
-		return nil, fmt.Errorf("look up layer %s: %w", id, err)
-	}
-	mark := ""
-	for _, name := range names {
-		if boot, ok := strings.CutPrefix(name, unsyncedPrefix); ok {
-			if boot != s.boot {
-				return nil, fmt.Errorf("layer %s: %w", id, errStale)
-			}
-			mark = boot
-		}
+		return nil, err
 	}
 	layer := &Layer{Path: path}
 	if err := readRecord(filepath.Join(path, recordName), &layer.LayerRecord); err != nil {
@@ -115,6 +103,29 @@ func (s *Store) readLayer(id oci.DiffID) (*Layer, error) {
 	}
 	layer.UnsyncedBoot = mark
 	return layer, nil
+}
+
+// layerNames looks at the names in a layer's directory only: the mark of this boot,
+// and whether there is a record.
+func (s *Store) layerNames(id oci.DiffID) (mark string, recorded bool, err error) {
+	if _, err := oci.ParseDiffID(string(id)); err != nil {
+		return "", false, fmt.Errorf("look up layer: %w", err)
+	}
+	names, err := readNames(s.layerPath(id))
+	if err != nil {
+		return "", false, fmt.Errorf("look up layer %s: %w", id, err)
+	}
+	for _, name := range names {
+		boot, marked := strings.CutPrefix(name, unsyncedPrefix)
+		if marked && boot != s.boot {
+			return "", false, fmt.Errorf("layer %s: %w", id, errStale)
+		}
+		if marked {
+			mark = boot
+		}
+		recorded = recorded || name == recordName
+	}
+	return mark, recorded, nil
 }
 
 // missingRecord tells a layer that is absent from one whose record is.

@@ -109,8 +109,11 @@ func (s *Store) fillMount(ctx context.Context, c *scratch, m *Mount) error {
 	}
 	defer func() { _ = lock.Release() }()
 	for _, id := range m.Layers {
-		if _, err := s.Layer(id); err != nil {
+		// Records were read when the layers were looked up: names are enough.
+		if _, recorded, err := s.layerNames(id); err != nil {
 			return err
+		} else if !recorded {
+			return fmt.Errorf("layer %s: %w", id, ErrNotFound)
 		}
 	}
 	return os.Rename(c.path, m.Path)

@@ -274,6 +274,9 @@ func TestNothingPointsToWhatIsMissing(t *testing.T) {
 		if _, _, err := s.Begin(t.Context(), oci.DiffID(path)); !errors.Is(err, oci.ErrDigest) {
 			t.Errorf("Begin(%q): %v", path, err)
 		}
+		if _, err := s.NewMount(t.Context(), Mount{Layers: []oci.DiffID{oci.DiffID(path)}}); !errors.Is(err, oci.ErrDigest) {
+			t.Errorf("NewMount(%q): %v", path, err)
+		}
 		if _, err := s.Image(oci.Digest(path)); !errors.Is(err, oci.ErrDigest) {
 			t.Errorf("Image(%q): %v", path, err)
 		}

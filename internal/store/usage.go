@@ -253,7 +253,7 @@ func (m *measurer) walk(ctx context.Context, dir *os.File) error {
 				return err
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // the end, or removed by another
 			return nil
 		}
 		if err != nil {
