@@ -218,7 +218,7 @@ func (u *upload) setBody(k *call, offset int64) {
 		if err != nil {
 			return nil, &sourceError{err}
 		}
-		return &sourceBody{body}, nil
+		return &sourceBody{body, k.size}, nil
 	}
 }
 
@@ -232,16 +232,24 @@ func (e *sourceError) Error() string { return "read what is to be sent: " + e.er
 // Unwrap returns the cause.
 func (e *sourceError) Unwrap() error { return e.err }
 
-// sourceBody marks the errors of its reader.
-type sourceBody struct{ io.ReadCloser }
+// sourceBody marks the errors of its reader, of which ending early is one.
+type sourceBody struct {
+	io.ReadCloser
+
+	left int64 // bytes that are owed
+}
 
 // Read implements [io.Reader].
 func (b *sourceBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = &sourceError{err}
+	b.left -= int64(n)
+	switch {
+	case err == nil || errors.Is(err, io.EOF) && b.left == 0:
+		return n, err
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
 	}
-	return n, err
+	return n, &sourceError{err}
 }
 
 // cancelUpload ends a session, as a courtesy: registries drop old ones anyway.

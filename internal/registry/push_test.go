@@ -150,6 +150,7 @@ func TestPushSourceFails(t *testing.T) {
 		open func(int64) (io.ReadCloser, error)
 	}{
 		{"open", func(int64) (io.ReadCloser, error) { return nil, broken }},
+		{"ends early", func(int64) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("short")), nil }},
 		{"read", func(int64) (io.ReadCloser, error) {
 			return io.NopCloser(io.MultiReader(bytes.NewReader(make([]byte, 5000)), brokenReader{broken})), nil
 		}},
@@ -161,8 +162,12 @@ func TestPushSourceFails(t *testing.T) {
 			opened := 0
 			err := open(t, newClient(t, Options{}), f.URL).PushBlob(t.Context(), oci.Descriptor{Digest: oci.DigestBytes(nil), Size: 2 << 20},
 				func(offset int64) (io.ReadCloser, error) { opened++; return tt.open(offset) })
-			if !errors.Is(err, broken) {
-				t.Errorf("got error %v, want %v", err, broken)
+			want := broken
+			if tt.name == "ends early" {
+				want = io.ErrUnexpectedEOF
+			}
+			if !errors.Is(err, want) {
+				t.Errorf("got error %v, want %v", err, want)
 			}
 			if opened != 1 || len(u.stored) != 0 {
 				t.Errorf("opened %d times, stored %d blobs", opened, len(u.stored))
