@@ -32,15 +32,15 @@ const (
 type OddImage struct {
 	Name    string
 	Threads string    // public reports, repository#number
-	Layers  [][]Entry // bottom first; nil with a special Build
+	Layers  [][]Entry // bottom first
 	Verdict Verdict
 	Needs   []Cap
 	Large   bool // takes seconds: not in short tests
 
-	want  Nodes                                             // instead of what the model says
-	build func(*Builder) *Builder                           // changes a layer or the image
-	index func(testing.TB, *ocidir.Layout, Built, string)   // wraps the image
-	layer func(b *Builder, i int, entries []Entry) *Builder // adds a layer
+	want  Nodes                                           // instead of what the model says
+	build func(*Builder) *Builder                         // changes the image
+	index func(testing.TB, *ocidir.Layout, Built, string) // wraps the image
+	form  func(*Builder) *Builder                         // changes each layer
 }
 
 // Tree returns what the image becomes, all layers stacked; nil unless Good.
@@ -58,11 +58,10 @@ func (o OddImage) Tree() Nodes {
 func (o OddImage) Write(tb testing.TB, l *ocidir.Layout, tag string) Built {
 	tb.Helper()
 	b := Image(tb)
-	for i, entries := range o.Layers {
-		if o.layer != nil {
-			b = o.layer(b, i, entries)
-		} else {
-			b = b.Layer(entries...)
+	for _, entries := range o.Layers {
+		b.Layer(entries...)
+		if o.form != nil {
+			o.form(b)
 		}
 	}
 	if o.build != nil {
@@ -84,11 +83,6 @@ func Odd() []OddImage {
 
 // one is the layers of an image that has one.
 func one(entries ...Entry) [][]Entry { return [][]Entry{entries} }
-
-// each applies a form to every layer.
-func each(form func(*Builder) *Builder) func(*Builder, int, []Entry) *Builder {
-	return func(b *Builder, _ int, entries []Entry) *Builder { return form(b.Layer(entries...)) }
-}
 
 // small is a layer with something in it.
 func small() []Entry {

@@ -92,10 +92,10 @@ func (n Nodes) anyXattrs(names ...string) Nodes {
 // oddForms are ordinary tars, compressed and labelled in unusual ways.
 func oddForms() []OddImage {
 	form := func(name, threads string, form func(*Builder) *Builder) OddImage {
-		return OddImage{Name: "form-" + name, Threads: threads, Layers: [][]Entry{small()}, layer: each(form)}
+		return OddImage{Name: "form-" + name, Threads: threads, Layers: [][]Entry{small()}, form: form}
 	}
 	bad := func(name string, verdict Verdict, form func(*Builder) *Builder) OddImage {
-		return OddImage{Name: "bad-" + name, Layers: [][]Entry{small()}, Verdict: verdict, layer: each(form)}
+		return OddImage{Name: "bad-" + name, Layers: [][]Entry{small()}, Verdict: verdict, form: form}
 	}
 	cut := func(raw []byte) []byte { return raw[:len(raw)*2/3] }
 	flip := func(raw []byte) []byte { raw[len(raw)/2] ^= 0x55; return raw }
@@ -104,7 +104,7 @@ func oddForms() []OddImage {
 		form("plain", "", func(b *Builder) *Builder { return b.Plain() }),
 		form("gzip-stored", "", func(b *Builder) *Builder { return b.GzipLevel(0) }),
 		form("gzip-members", "bootc#2408", func(b *Builder) *Builder { return b.MultiMember(700) }),
-		form("gzip-one-byte-members", "", func(b *Builder) *Builder { return b.MultiMember(97) }),
+		form("gzip-small-members", "", func(b *Builder) *Builder { return b.MultiMember(97) }),
 		form("gzip-zero-padded", "", func(b *Builder) *Builder { return b.BlobTail(make([]byte, 1024)) }),
 		form("zstd", zstdThreads, func(b *Builder) *Builder { return b.Zstd() }),
 		form("zstd-frames", "bootc#2408", func(b *Builder) *Builder { return b.MultiFrame(1000) }),
@@ -115,7 +115,7 @@ func oddForms() []OddImage {
 		form("zstd-called-gzip", zstdThreads, func(b *Builder) *Builder { return b.Zstd().MediaType(oci.MediaTypeLayerGz) }),
 		form("gzip-called-plain", zstdThreads, func(b *Builder) *Builder { return b.MediaType(oci.MediaTypeLayer) }),
 		form("plain-called-gzip", zstdThreads, func(b *Builder) *Builder { return b.Plain().MediaType(oci.MediaTypeLayerGz) }),
-		form("foreign", "layers that lie elsewhere, but are here", func(b *Builder) *Builder {
+		form("foreign-but-here", "", func(b *Builder) *Builder {
 			return b.MediaType(oci.MediaTypeDockerForeign).URLs("https://example.invalid/layer")
 		}),
 		form("nondistributable", "", func(b *Builder) *Builder {
