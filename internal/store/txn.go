@@ -9,6 +9,8 @@ import (
 
 	"dray/internal/durable"
 	"dray/internal/oci"
+
+	"golang.org/x/sys/unix"
 )
 
 // Txn is the writing of one layer. Its holder is the only writer of that layer,
@@ -145,15 +147,30 @@ func (t *Txn) Abort() error {
 // Sync makes the layers ids durable: after it they survive power loss. It costs
 // one sync of the file system, none when they all are durable already.
 func (s *Store) Sync(ctx context.Context, ids []oci.DiffID) error {
-	marks := map[string]string{} // mark → directory
+	marks := map[string]*os.File{} // path of each marked layer → its directory
+	defer func() {
+		for _, dir := range marks {
+			_ = dir.Close()
+		}
+	}()
 	for _, id := range ids {
 		layer, err := s.Layer(id)
 		if err != nil {
 			return fmt.Errorf("sync: %w", err)
 		}
-		if layer.UnsyncedBoot != "" {
-			marks[filepath.Join(layer.Path, unsyncedPrefix+layer.UnsyncedBoot)] = layer.Path
+		if layer.UnsyncedBoot == "" || marks[layer.Path] != nil {
+			continue
 		}
+		// Opened before the sync: should the layer be collected and written again
+		// meanwhile, that one's mark is in another directory of the same name.
+		dir, err := os.Open(layer.Path)
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("layer %s: %w", id, ErrNotFound) // just collected
+		}
+		if err != nil {
+			return fmt.Errorf("sync: %w", err)
+		}
+		marks[layer.Path] = dir
 	}
 	if len(marks) == 0 {
 		return nil
@@ -167,14 +184,14 @@ func (s *Store) Sync(ctx context.Context, ids []oci.DiffID) error {
 	if err := durable.SyncFS(s.root); err != nil {
 		return s.Explain(err)
 	}
-	for mark := range marks {
-		if err := ignoreMissing(os.Remove(mark)); err != nil {
+	for _, dir := range marks {
+		if err := ignoreMissing(unix.Unlinkat(int(dir.Fd()), unsyncedPrefix+s.boot, 0)); err != nil {
 			return fmt.Errorf("sync: %w", s.Explain(err))
 		}
 	}
 	// All marks first: the first fsync of a directory then carries the others too.
 	for _, dir := range marks {
-		if err := durable.SyncDir(dir); err != nil {
+		if err := dir.Sync(); err != nil {
 			return fmt.Errorf("sync: %w", s.Explain(err))
 		}
 	}
