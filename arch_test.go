@@ -19,7 +19,7 @@ var layers = [][]string{
 	{"internal/guest"},
 	{"internal/pull", "internal/mount", "internal/bundle"},
 	{"internal/store", "internal/registryd"},
-	{"internal/apply", "internal/registry", "internal/ocidir"},
+	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir"},
 	{"internal/layer"},
 	{"internal/stream", "internal/inflate", "internal/userns"},
 	{"internal/oci", "internal/durable"},
