@@ -56,3 +56,32 @@ func (d *decoder) fast(out *output) fastResult {
 	d.giveBack()
 	return result
 }
+
+// wideLoop is fastLoop for an output of 16-bit elements.
+//
+//go:noescape
+func wideLoop(s *fastState) fastResult
+
+// wide is fast for an output of 16-bit elements. Matches never reach before it.
+func (d *decoder) wide(out []uint16, pos int) (int, fastResult) {
+	if !cpu.X86.HasBMI2 || !cpu.X86.HasSSSE3 {
+		return d.wideGo(out, pos)
+	}
+	s := fastState{
+		in:      unsafe.Pointer(unsafe.SliceData(d.src.buf)), //nolint:gosec // the loop stays within the limits
+		out:     unsafe.Pointer(unsafe.SliceData(out)),       //nolint:gosec // likewise
+		inPos:   d.src.pos,
+		inLimit: len(d.src.buf) - inSlack,
+		pos:     2 * pos,
+		limit:   2 * (len(out) - outSlack),
+		bits:    d.bits,
+		n:       uint64(d.nbits),
+		lit:     &d.litTable,
+		dist:    &d.distTable,
+	}
+	result := wideLoop(&s)
+	d.src.pos = s.inPos
+	d.bits, d.nbits = s.bits, uint(s.n)
+	d.giveBack()
+	return s.pos / 2, result
+}

@@ -4,7 +4,6 @@
 
 #include "go_asm.h"
 #include "textflag.h"
-
 // func fastLoop(s *fastState) fastResult
 TEXT ·fastLoop(SB), NOSPLIT, $0-16
 	MOVQ s+0(FP), CX
@@ -52,10 +51,10 @@ loop:
 round:
 	MOVL  AX, DX
 	SHRL  $8, DX
-	MOVW  DX, (DI)
 	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
+	MOVW  DX, (DI)
 	MOVL  AX, DX
 	SHRL  $30, DX
 	ADDQ  DX, DI
@@ -66,10 +65,10 @@ round:
 	MOVL (R10)(AX*4), AX
 	MOVL  AX, DX
 	SHRL  $8, DX
-	MOVW  DX, (DI)
 	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
+	MOVW  DX, (DI)
 	MOVL  AX, DX
 	SHRL  $30, DX
 	ADDQ  DX, DI
@@ -80,10 +79,10 @@ round:
 	MOVL (R10)(AX*4), AX
 	MOVL  AX, DX
 	SHRL  $8, DX
-	MOVW  DX, (DI)
 	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
+	MOVW  DX, (DI)
 	MOVL  AX, DX
 	SHRL  $30, DX
 	ADDQ  DX, DI
@@ -194,13 +193,290 @@ special:
 	MOVL  (R10)(AX*4), AX
 	MOVL  AX, DX
 	SHRL  $8, DX
-	MOVW  DX, (DI)
 	BZHIQ AX, R8, R14
 	SHRXQ AX, R8, R8
 	SUBL  AX, R9
+	MOVW  DX, (DI)
 	MOVL  AX, DX
 	SHRL  $30, DX
 	ADDQ  DX, DI
+	TESTL $0x30000000, AX
+	JZ    match
+	TESTL $0x20000000, AX
+	JNZ   last
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP loop
+
+last:
+	TESTL $0x800000, AX
+	JNZ   end
+	JMP   invalid
+
+farDistance:
+	TESTL $0x4000, DX
+	JZ    invalid
+	SHRXQ DX, R8, R8
+	SUBL  DX, R9
+	MOVL  DX, CX
+	SHRL  $8, CX
+	ANDL  $15, CX
+	BZHIQ CX, R8, CX
+	SHRL  $16, DX
+	ANDL  $0x7fff, DX
+	ADDQ  CX, DX
+	MOVL  (R11)(DX*4), DX
+	TESTL DX, DX
+	JNS   distance
+	JMP   invalid
+end:
+	MOVQ  $1, AX
+	JMP   store
+
+before:
+	MOVQ s+0(FP), CX
+	MOVQ R14, (fastState_length)(CX)
+	MOVQ DX, (fastState_distance)(CX)
+	MOVQ $2, AX
+	JMP  store
+
+invalid:
+	MOVQ $3, AX
+	JMP  store
+
+slack:
+	XORL AX, AX
+
+store:
+	MOVQ s+0(FP), CX
+	SUBQ (fastState_in)(CX), SI
+	MOVQ SI, (fastState_inPos)(CX)
+	SUBQ (fastState_out)(CX), DI
+	MOVQ DI, (fastState_pos)(CX)
+	MOVQ R8, (fastState_bits)(CX)
+	MOVBLZX R9, R9
+	MOVQ R9, (fastState_n)(CX)
+	MOVQ AX, ret+8(FP)
+	RET
+// func wideLoop(s *fastState) fastResult
+TEXT ·wideLoop(SB), NOSPLIT, $0-16
+	MOVQ s+0(FP), CX
+	MOVQ (fastState_in)(CX), SI
+	MOVQ SI, R12
+	ADDQ (fastState_inPos)(CX), SI
+	ADDQ (fastState_inLimit)(CX), R12
+	MOVQ (fastState_out)(CX), DI
+	MOVQ DI, R13
+	MOVQ DI, BX
+	ADDQ (fastState_pos)(CX), DI
+	ADDQ (fastState_limit)(CX), R13
+	ADDQ (fastState_low)(CX), BX
+	MOVQ (fastState_bits)(CX), R8
+	MOVQ (fastState_n)(CX), R9
+	MOVQ (fastState_lit)(CX), R10
+	MOVQ (fastState_dist)(CX), R11
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP round
+
+	PCALIGN $32
+loop:
+	CMPQ SI, R12
+	JA   slack
+	CMPQ DI, R13
+	JA   slack
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+round:
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP loop
+
+other:
+	TESTL $0x20000000, AX
+	JNZ   special
+match:
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+	MOVL  R8, DX
+	ANDL  $511, DX
+	MOVL  (R11)(DX*4), DX
+	MOVL  AX, CX
+	SHRL  $24, CX
+	SHRXQ CX, R14, R14
+	SHRL  $16, AX
+	MOVBLZX AX, AX
+	LEAQ  3(R14)(AX*1), R14
+	ADDQ R14, R14
+	TESTL DX, DX
+	JS    farDistance
+distance:
+	BZHIQ DX, R8, CX
+	SHRXQ DX, R8, R8
+	SUBL  DX, R9
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  DX, R15
+	SHRL  $8, R15
+	SHRXQ R15, CX, CX
+	SHRL  $16, DX
+	ADDQ  CX, DX // the distance
+	ADDQ DX, DX
+	MOVQ  DI, R15
+	SUBQ  DX, R15
+	CMPQ  R15, BX
+	JB    before
+	LEAQ  (DI)(R14*1), CX // the end of the match
+	CMPQ  DX, $16
+	JB    near
+	MOVOU (R15), X0
+	MOVOU X0, (DI)
+	MOVOU 16(R15), X1
+	MOVOU X1, 16(DI)
+	CMPQ  R14, $32
+	JA    long
+	MOVQ  CX, DI
+	JMP   loop
+
+long:
+	ADDQ  $32, DI
+	ADDQ  $32, R15
+	MOVOU (R15), X0
+	MOVOU X0, (DI)
+	MOVOU 16(R15), X1
+	MOVOU X1, 16(DI)
+	LEAQ  32(DI), DX
+	CMPQ  DX, CX
+	JB    long
+	MOVQ  CX, DI
+	JMP   loop
+
+near:
+	// A pattern of fewer than 16 bytes: repeat it through a register, and step
+	// by whole patterns.
+	MOVOU (R15), X0
+	LEAQ  patterns<>(SB), R15
+	SHLQ  $4, DX
+	MOVOU (R15)(DX*1), X1
+	PSHUFB X1, X0
+	SHRQ  $4, DX
+	LEAQ  steps<>(SB), R15
+	MOVBLZX (R15)(DX*1), DX
+nearCopy:
+	MOVOU X0, (DI)
+	ADDQ  DX, DI
+	MOVOU X0, (DI)
+	ADDQ  DX, DI
+	CMPQ  DI, CX
+	JB    nearCopy
+	MOVQ  CX, DI
+	JMP   loop
+
+special:
+	TESTL $0x800000, AX
+	JNZ   end
+	TESTL $0x400000, AX
+	JZ    invalid
+	MOVL  AX, DX
+	SHRL  $24, DX
+	ANDL  $15, DX
+	BZHIQ DX, R8, CX
+	SHRL  $8, AX
+	ANDL  $0x3fff, AX
+	ADDQ  CX, AX
+	MOVL  (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
 	TESTL $0x30000000, AX
 	JZ    match
 	TESTL $0x20000000, AX

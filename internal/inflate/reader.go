@@ -64,8 +64,9 @@ type Reader struct {
 	resume         *Checkpoint // where to start; nil for the beginning
 	every          int64       // output between two checkpoints
 	record         func(*Checkpoint) error
-	nextCheckpoint int64 // output offset from which on one is due
-	runStart       int   // position in the output where the decoder was started
+	boundary       func(*output) error // called where atBlock ended a run
+	nextCheckpoint int64               // output offset from which on one is due
+	runStart       int                 // position in the output where the decoder was started
 
 	window     int // bytes of the member in the window, in front of start
 	start, end int // output in history that was not read yet
@@ -168,7 +169,7 @@ func (r *Reader) acquire() {
 	r.st.begin()
 	r.st.atBlock = nil
 	if r.record != nil {
-		r.st.atBlock = r.atBlock
+		r.st.atBlock, r.boundary = r.atBlock, r.takeCheckpoint
 	}
 	if r.resume != nil {
 		r.restore(r.resume)
@@ -215,11 +216,18 @@ func (r *Reader) decodeDirect(p []byte) (int, error) {
 			break
 		}
 	}
-	fresh := min(r.window, out.pos)
-	copy(h[windowBytes-r.window:], h[end-(r.window-fresh):end])
-	copy(h[windowBytes-fresh:windowBytes], p[out.pos-fresh:out.pos])
-	r.start, r.end = windowBytes, windowBytes
+	r.keepWindow(p[:out.pos])
 	return out.pos, err
+}
+
+// keepWindow moves the window in history on to the end of b, which was decoded
+// behind what is in there.
+func (r *Reader) keepWindow(b []byte) {
+	h := r.st.history[:]
+	fresh := min(r.window, len(b))
+	copy(h[windowBytes-r.window:], h[r.end-(r.window-fresh):r.end])
+	copy(h[windowBytes-fresh:windowBytes], b[len(b)-fresh:])
+	r.start, r.end = windowBytes, windowBytes
 }
 
 // decode decodes members into out until it is full, or the source would have
@@ -251,7 +259,7 @@ func (r *Reader) decode(out *output, edge bool) error {
 				return nil
 			}
 		case errors.Is(err, errBoundary):
-			if err := r.takeCheckpoint(out); err != nil {
+			if err := r.boundary(out); err != nil {
 				return err
 			}
 		default:

@@ -1,0 +1,187 @@
+package inflate
+
+import (
+	"bytes"
+	"errors"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// parallelInputs are streams with what a round may meet.
+func parallelInputs(tb testing.TB) map[string][]byte {
+	tb.Helper()
+	mix := append(generate("binary", 4<<20, 1), generate("random", 2<<20, 2)...)
+	mix = append(mix, generate("zeros", 8<<20, 3)...)
+	mix = append(mix, generate("text", 6<<20, 4)...)
+	text := compress(tb, generate("text", 12<<20, 5), 6)
+	bad := bytes.Clone(text)
+	bad[len(bad)*3/4] ^= 0x10
+	return map[string][]byte{
+		"text":    text,
+		"binary":  compress(tb, generate("binary", 12<<20, 6), 6),
+		"mix":     compress(tb, mix, 1),
+		"members": bytes.Repeat(compress(tb, generate("text", 3<<20, 7), 6), 4),
+		"huffman": compress(tb, generate("binary", 6<<20, 8), -2),
+		"bad":     bad,
+		"cut":     text[:len(text)*2/3],
+		"garbage": append(bytes.Clone(text), "garbage"...),
+		"small":   compress(tb, generate("text", 100_000, 9), 6),
+	}
+}
+
+func TestParallelMatchesReader(t *testing.T) {
+	t.Parallel()
+	for name, in := range parallelInputs(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			serial := NewReader(bytes.NewReader(in))
+			want, wantErr := readWith(serial, 1<<20, 1<<30)
+			for _, workers := range []int{1, 2, 5} {
+				p := NewParallel(bytes.NewReader(in), ParallelOptions{Workers: workers, MemoryBytes: 32 << 20})
+				got, err := readWith(p, 1<<20, 1<<30)
+				if !bytes.Equal(got, want) {
+					t.Errorf("%d workers: output differs: %d bytes, want %d", workers, len(got), len(want))
+				}
+				if verdict(err) != verdict(wantErr) || errors.Is(err, ErrTrailing) != errors.Is(wantErr, ErrTrailing) {
+					t.Errorf("%d workers: %v, want %v", workers, err, wantErr)
+				}
+				if err := p.Close(); err != nil {
+					t.Fatal(err)
+				}
+				p = NewParallel(bytes.NewReader(in), ParallelOptions{Workers: workers, MemoryBytes: 32 << 20})
+				var b bytes.Buffer
+				n, err := p.WriteTo(&b)
+				if !bytes.Equal(b.Bytes(), want) || n != int64(len(want)) {
+					t.Errorf("%d workers, WriteTo: output differs", workers)
+				}
+				if verdict(err) != verdict(wantErr) {
+					t.Errorf("%d workers, WriteTo: %v, want %v", workers, err, wantErr)
+				}
+				_ = p.Close()
+			}
+			_ = serial.Close()
+		})
+	}
+}
+
+// TestRoundsUseSpeculation checks that speculation meets the serial decoder.
+func TestRoundsUseSpeculation(t *testing.T) {
+	t.Parallel()
+	in := compress(t, generate("binary", 24<<20, 6), 6)
+	p := NewParallel(bytes.NewReader(in), ParallelOptions{Workers: 2, MemoryBytes: 64 << 20})
+	rounds, used := 0, 0
+	buf := make([]byte, 1<<20)
+	for {
+		before := p.base
+		_, err := p.Read(buf)
+		if p.base != before {
+			rounds++
+			if s := p.specs[0]; s.start >= 0 && p.pause <= p.base {
+				used++
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if used == 0 {
+		t.Errorf("no speculation was used in %d rounds", rounds)
+	}
+	_ = p.Close()
+}
+
+func TestWideLoopsAgree(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		if kind == "random" {
+			continue // stored
+		}
+		in := deflate(t, generate(kind, 500_000, 3), 6)
+		results := make([][]uint16, 2)
+		for i := range results {
+			out := make([]uint16, windowBytes+600_000)
+			for j := range windowBytes {
+				out[j] = uint16(unresolved + j)
+			}
+			pos := windowBytes
+			d := new(decoder)
+			d.startAt(in, 0)
+			for {
+				if err := d.blockHeader(); err != nil {
+					t.Fatal(err)
+				}
+				if d.stage != stageCodes {
+					break
+				}
+				var result fastResult
+				if i == 0 {
+					pos, result = d.wideGo(out, pos)
+				} else {
+					pos, result = d.wide(out, pos)
+				}
+				if result != fastEnd {
+					break
+				}
+			}
+			results[i] = out[:pos]
+		}
+		if len(results[0]) < windowBytes+200_000 {
+			t.Errorf("%s: only %d elements", kind, len(results[0]))
+		}
+		for i, v := range results[0] {
+			if i >= len(results[1]) || results[1][i] != v {
+				t.Fatalf("%s: loops differ at %d", kind, i)
+			}
+		}
+	}
+}
+
+func TestCombineCRC(t *testing.T) {
+	t.Parallel()
+	data := generate("random", 100_000, 1)
+	for _, n := range []int{0, 1, 7, 50_000, 100_000} {
+		a, b := crc32.ChecksumIEEE(data[:n]), crc32.ChecksumIEEE(data[n:])
+		if got, want := combineCRC(a, b, len(data)-n), crc32.ChecksumIEEE(data); got != want {
+			t.Errorf("split at %d: %#x, want %#x", n, got, want)
+		}
+	}
+}
+
+// BenchmarkParallel inflates each *.gz of the directory DRAY_INFLATE_CORPUS, or
+// generated data, serially and on two cores.
+func BenchmarkParallel(b *testing.B) {
+	inputs := map[string][]byte{"generated": compress(b, generate("binary", 96<<20, 1), 6)}
+	if dir := os.Getenv("DRAY_INFLATE_CORPUS"); dir != "" {
+		names, err := filepath.Glob(filepath.Join(dir, "*.gz"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		clear(inputs)
+		for _, name := range names {
+			if inputs[filepath.Base(name)], err = os.ReadFile(name); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	for name, in := range inputs {
+		for _, workers := range []int{1, 2} {
+			b.Run(name+"/"+[]string{"", "serial", "two"}[workers], func(b *testing.B) {
+				for b.Loop() {
+					p := NewParallel(bytes.NewReader(in), ParallelOptions{Workers: workers})
+					n, err := p.WriteTo(io.Discard)
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.SetBytes(n)
+					_ = p.Close()
+				}
+			})
+		}
+	}
+}
