@@ -42,8 +42,9 @@ const (
 //	r                                                       the path was removed
 //	.  number of records before it                          end; its path is empty
 //
-// Attributes are mode, owner, group, signed seconds and nanoseconds, the number
-// of xattrs, and for each its name and the checksum of its value. The map of a
+// Attributes are mode, owner, group, the signed number of seconds since the time
+// of the record with attributes before it (of the first, since 1970), nanoseconds,
+// the number of xattrs, and for each its name and the checksum of its value. The map of a
 // file is 0, or for a sparse file 1 + the number of extents and for each the gap
 // before it and its size. A record of anything but a directory, an opaque mark
 // or the end removes what its path had, and all below; so does a directory where
@@ -89,6 +90,7 @@ type journal struct {
 	path  []byte // of the record at hand
 	prev  []byte // of the one before it
 	count uint64
+	sec   int64 // time of the last record that has one
 
 	sum   hash.Hash // of the file at hand
 	value hash.Hash // of an xattr
@@ -177,7 +179,8 @@ func (j *journal) attributes(e *layer.Entry) {
 	j.buf = binary.AppendUvarint(j.buf, uint64(e.Mode))
 	j.buf = binary.AppendUvarint(j.buf, uint64(e.UID))
 	j.buf = binary.AppendUvarint(j.buf, uint64(e.GID))
-	j.buf = binary.AppendVarint(j.buf, e.MTimeSec)
+	j.buf = binary.AppendVarint(j.buf, e.MTimeSec-j.sec) // may wrap around, and back
+	j.sec = e.MTimeSec
 	j.buf = binary.AppendUvarint(j.buf, uint64(e.MTimeNsec))
 	j.buf = binary.AppendUvarint(j.buf, uint64(len(e.Xattrs)))
 	for _, x := range e.Xattrs {

@@ -69,6 +69,7 @@ type journalReader struct {
 	r    *bufio.Reader
 	sum  int // bytes of a checksum
 	path []byte
+	sec  int64 // time of the last record that has one
 	err  error // the first; the zero values after it are not used
 }
 
@@ -246,7 +247,8 @@ func (r *journalReader) attributes(n *inode) {
 	if err != nil {
 		r.fail(err)
 	}
-	n.time = fileTime{sec, uint32(r.number(999_999_999))}
+	r.sec += sec
+	n.time = fileTime{r.sec, uint32(r.number(999_999_999))}
 	for range r.number(maxJournalXattrs) {
 		n.xattrs = append(n.xattrs, xattrSum{string(r.bytes(maxTextBytes)), r.take(r.sum)})
 		if r.err != nil {

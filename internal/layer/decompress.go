@@ -39,8 +39,9 @@ type Options struct {
 
 	// MaxWindowBytes limits the window that a zstd frame may ask for; 0 is
 	// [DefaultMaxWindowBytes], what zstd --long writes. The format's own advice
-	// is 8 MiB. The decoder holds what the frame at hand asks for and not more:
-	// 8 MiB or less for all that is written without --long or --ultra.
+	// is 8 MiB, which all that is written without --long or --ultra keeps to.
+	// The decoder holds the largest window that a frame of this layer has asked
+	// for, from the frame's start, and less than 1 MiB besides.
 	MaxWindowBytes int64
 }
 

@@ -134,6 +134,7 @@ func TestDecompressRefuses(t *testing.T) {
 		"zstd cut":                   {zstded[:len(zstded)/2], io.ErrUnexpectedEOF, "zstd"},
 		"zstd with a wrong checksum": {broken, ErrFormat, "zstd"},
 		"zstd then garbage":          {cat(zstded, []byte("garbage")), ErrFormat, "zstd"},
+		"zstd then one byte":         {cat(zstded, []byte("g")), io.ErrUnexpectedEOF, "zstd"},
 		"zstd then half a magic":     {cat(zstded, zstded[:3]), io.ErrUnexpectedEOF, "zstd"},
 		"zstd then a cut frame":      {cat(zstded, zstded[:20]), io.ErrUnexpectedEOF, "zstd"},
 	}
