@@ -63,7 +63,7 @@ type Parallel struct {
 	specs   []*speculation
 	res     *resolver
 
-	base     int64 // offset of in in the input
+	base     int64 // offset of the buffer in the input
 	target   int   // the bit at which the serial decoder stops
 	lead     float64
 	ratio    float64 // output per input of the last round

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // parallelInputs are streams with what a round may meet.
@@ -153,23 +154,32 @@ func TestCombineCRC(t *testing.T) {
 	}
 }
 
-// BenchmarkParallel inflates each *.gz of the directory DRAY_INFLATE_CORPUS, or
-// generated data, serially and on two cores.
-func BenchmarkParallel(b *testing.B) {
-	inputs := map[string][]byte{"generated": compress(b, generate("binary", 96<<20, 1), 6)}
-	if dir := os.Getenv("DRAY_INFLATE_CORPUS"); dir != "" {
-		names, err := filepath.Glob(filepath.Join(dir, "*.gz"))
-		if err != nil {
+// layers returns each *.gz of the directory DRAY_INFLATE_CORPUS, or generated data.
+func layers(b *testing.B) map[string][]byte {
+	b.Helper()
+	dir := os.Getenv("DRAY_INFLATE_CORPUS")
+	if dir == "" {
+		return map[string][]byte{"generated": compress(b, generate("binary", 96<<20, 1), 6)}
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*.gz"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	inputs := map[string][]byte{}
+	for _, name := range names {
+		if inputs[filepath.Base(name)], err = os.ReadFile(name); err != nil {
 			b.Fatal(err)
 		}
-		clear(inputs)
-		for _, name := range names {
-			if inputs[filepath.Base(name)], err = os.ReadFile(name); err != nil {
-				b.Fatal(err)
-			}
-		}
 	}
+	return inputs
+}
+
+// BenchmarkParallel inflates layers, each four times over, serially and on two
+// cores.
+func BenchmarkParallel(b *testing.B) {
+	inputs := layers(b)
 	for name, in := range inputs {
+		in = bytes.Repeat(in, 4)
 		for _, workers := range []int{1, 2} {
 			b.Run(name+"/"+[]string{"", "serial", "two"}[workers], func(b *testing.B) {
 				for b.Loop() {
@@ -183,5 +193,45 @@ func BenchmarkParallel(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkSpeculation gives the terms of the model in docs/bench-inflate.md:
+// the core time per byte of output of decoding a stretch without its window, and
+// of resolving it.
+func BenchmarkSpeculation(b *testing.B) {
+	const stretch = 2 << 20
+	inputs := layers(b)
+	for name, in := range inputs {
+		in = in[:min(len(in), 16<<20)]
+		b.Run(name, func(b *testing.B) {
+			s := newSpeculation(roundRatio * stretch)
+			res := new(resolver)
+			out := make([]byte, roundRatio*stretch)
+			var decode, resolve time.Duration
+			wide, total := 0, 0
+			for b.Loop() {
+				for from := 1 << 20; from+stretch+roundBehindBytes < len(in); from += stretch {
+					s.in, s.from, s.to = in, from, from+stretch
+					before := cpuTime(b)
+					s.run()
+					between := cpuTime(b)
+					v := s.wide[windowBytes : windowBytes+s.nWide]
+					res.resolve(out[:len(v)], v)
+					crc32.ChecksumIEEE(out[:len(v)])
+					copy(out[len(v):], s.plain[windowBytes:windowBytes+s.nPlain])
+					decode += between - before
+					resolve += cpuTime(b) - between
+					wide += s.nWide
+					total += s.nWide + s.nPlain
+				}
+			}
+			if total == 0 {
+				b.Skip("no blocks found")
+			}
+			b.ReportMetric(float64(total)/1e6/decode.Seconds(), "decode-cpu-MB/s")
+			b.ReportMetric(float64(total)/1e6/resolve.Seconds(), "resolve-cpu-MB/s")
+			b.ReportMetric(100*float64(wide)/float64(total), "%wide")
+		})
 	}
 }

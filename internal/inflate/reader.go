@@ -68,6 +68,8 @@ type Reader struct {
 	nextCheckpoint int64               // output offset from which on one is due
 	runStart       int                 // position in the output where the decoder was started
 
+	sink output // where the decoder is, while it runs
+
 	window     int // bytes of the member in the window, in front of start
 	start, end int // output in history that was not read yet
 }
@@ -191,17 +193,19 @@ func (r *Reader) decodeHistory() error {
 		copy(h[windowBytes-r.window:windowBytes], h[r.end-r.window:r.end])
 		r.start, r.end = windowBytes, windowBytes
 	}
-	out := output{buf: h, pos: r.end, low: r.end - r.window}
+	r.sink = output{buf: h, pos: r.end, low: r.end - r.window}
 	r.st.lazy = true
-	err := r.decode(&out, false)
-	r.end = out.pos
+	err := r.decode(&r.sink, false)
+	r.end = r.sink.pos
+	r.sink = output{}
 	return err
 }
 
 // decodeDirect decodes into p, and keeps its end as the window.
 func (r *Reader) decodeDirect(p []byte) (int, error) {
 	h, end := r.st.history[:], r.end
-	out := output{buf: p, ext: h[end-r.window : end]}
+	r.sink = output{buf: p, ext: h[end-r.window : end]}
+	out := &r.sink
 	r.st.lazy = false
 	var err error
 	for err == nil && out.pos < len(p) {
@@ -211,13 +215,15 @@ func (r *Reader) decodeDirect(p []byte) (int, error) {
 		if !edge {
 			out.buf = p[:out.pos+chunkBytes+outSlack]
 		}
-		err = r.decode(&out, edge)
+		err = r.decode(out, edge)
 		if r.flushed && out.pos > before {
 			break
 		}
 	}
-	r.keepWindow(p[:out.pos])
-	return out.pos, err
+	n := out.pos
+	r.sink = output{}
+	r.keepWindow(p[:n])
+	return n, err
 }
 
 // keepWindow moves the window in history on to the end of b, which was decoded

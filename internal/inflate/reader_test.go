@@ -3,8 +3,10 @@ package inflate
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"strings"
 	"testing"
@@ -101,6 +103,11 @@ func TestMembersAndTrailers(t *testing.T) {
 	two := append(bytes.Clone(za), zb...)
 	named := append([]byte{0x1f, 0x8b, 8, flagName | flagComment | flagExtra, 0, 0, 0, 0, 0, 3, 2, 0, 'x', 'y'}, "name\x00comment\x00"...)
 	named = append(named, za[10:]...)
+	summed := []byte{0x1f, 0x8b, 8, flagHeaderCRC | flagName, 1, 2, 3, 4, 0, 3, 'n', 0}
+	summed = binary.LittleEndian.AppendUint16(summed, uint16(crc32.ChecksumIEEE(summed)))
+	summed = append(summed, za[10:]...)
+	badHeaderSum := bytes.Clone(summed)
+	badHeaderSum[4]++
 	longName := append([]byte{0x1f, 0x8b, 8, flagName, 0, 0, 0, 0, 0, 3}, strings.Repeat("n", 512)+"\x00"...)
 	longName = append(longName, za[10:]...)
 	sum, size := bytes.Clone(za), bytes.Clone(za)
@@ -117,6 +124,8 @@ func TestMembersAndTrailers(t *testing.T) {
 		{"two members", two, append(bytes.Clone(a), b...), io.EOF},
 		{"empty member between", append(append(bytes.Clone(za), empty...), za...), append(bytes.Clone(a), a...), io.EOF},
 		{"all header fields", named, a, io.EOF},
+		{"header checksum", summed, a, io.EOF},
+		{"wrong header checksum", badHeaderSum, nil, ErrHeader},
 		{"name too long", longName, nil, ErrHeader},
 		{"garbage behind", append(bytes.Clone(two), "garbage, and more"...), append(bytes.Clone(a), b...), ErrTrailing},
 		{"zeros behind", append(bytes.Clone(za), make([]byte, 512)...), a, ErrTrailing},
