@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dray/internal/layer"
+	"dray/internal/testkit"
 )
 
 const fileCap = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -27,7 +28,7 @@ const acl = "\x02\x00\x00\x00" +
 
 func TestFidelity(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	name255 := strings.Repeat("n", 255)
 	target4095 := strings.Repeat("t/", 2047) + "x"
 	in := tarOf(t,
@@ -155,7 +156,7 @@ func TestNamesAreConfined(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			needRoot(t)
+			testkit.Need(t, testkit.Root())
 			outside := t.TempDir()
 			before := tree(t, outside)
 			for i := range test.in {
@@ -238,7 +239,7 @@ func TestConflicts(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			needRoot(t)
+			testkit.Need(t, testkit.Root())
 			a, err := applyTar(t, tarOf(t, test.in...), Options{})
 			if err != nil {
 				t.Fatal(err)
@@ -277,7 +278,7 @@ func TestRefused(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			needRoot(t)
+			testkit.Need(t, testkit.Root())
 			if _, err := applyTar(t, tarOf(t, test.in...), Options{}); !errors.Is(err, test.want) {
 				t.Errorf("error %v, want %v", err, test.want)
 			}

@@ -19,11 +19,12 @@ import (
 
 	"dray/internal/layer"
 	"dray/internal/stream"
+	"dray/internal/testkit"
 )
 
 func TestCheckFindsEveryChange(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	in := tarOf(t,
 		dirItem("d").mode(0o750), reg("d/f", "content"), reg("d/g", strings.Repeat("x", 300_000)).xattr("user.a", "1"),
 		link("d/h", "d/f"), symlink("l", "target"), reg("null", "").typed(tar.TypeChar).dev(1, 3),
@@ -147,7 +148,7 @@ func replaceBy(path string, create func(path string) error) error {
 
 func TestCheckStopsAtEnough(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	a, err := applyTar(t, tarOf(t, reg("a", ""), reg("b", ""), reg("c", "")), Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +170,7 @@ func TestCheckStopsAtEnough(t *testing.T) {
 // A journal that is cut anywhere, or damaged, is an error and nothing worse.
 func TestJournalDamage(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	for _, sum := range []string{CRC32C, SHA256} {
 		a, err := applyTar(t, tarOf(t, dirItem("d"), reg("d/f", "x").xattr("user.a", "1"), link("h", "d/f"), reg("d", "y")), Options{ContentHash: sum})
 		if err != nil {
@@ -214,7 +215,7 @@ func FuzzReadJournal(f *testing.F) {
 
 // Cancellation is seen amid a file, and nothing stays open.
 func TestCancel(t *testing.T) {
-	needRoot(t) // not parallel: it counts descriptors
+	testkit.Need(t, testkit.Root()) // not parallel: it counts descriptors
 	before := openFDs(t)
 	root, err := os.Open(t.TempDir())
 	if err != nil {
@@ -256,7 +257,7 @@ func (c *cancelAfter) Read(p []byte) (int, error) {
 // Directories are used in turn beyond the number that stays open; their times,
 // ACLs and descriptors are right all the same.
 func TestManyDirectories(t *testing.T) {
-	needRoot(t) // not parallel: it counts descriptors
+	testkit.Need(t, testkit.Root()) // not parallel: it counts descriptors
 	var items []item
 	want := map[string]string{".": "dir 0755 0:0 0.000000000"}
 	const count = 3 * maxOpenDirs
@@ -299,7 +300,7 @@ func TestManyDirectories(t *testing.T) {
 // A file system without xattrs is an error, never a lost opaque mark. Not
 // parallel: it mounts.
 func TestNoXattrs(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	for name, entry := range map[string]item{
 		"opaque": reg("d/.wh..wh..opq", ""),
 		"caps":   reg("f", "").xattr("security.capability", fileCap),
@@ -308,7 +309,7 @@ func TestNoXattrs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			if err := unix.Mount("none", dir, "ramfs", 0, ""); err != nil {
-				t.Skipf("needs ramfs: %v", err)
+				t.Fatal(err)
 			}
 			root, err := os.Open(dir)
 			if err != nil {
@@ -328,10 +329,10 @@ func TestNoXattrs(t *testing.T) {
 
 // A full file system is reported as what it is. Not parallel: it mounts.
 func TestNoSpace(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("needs tmpfs: %v", err)
+		t.Fatal(err)
 	}
 	root, err := os.Open(dir)
 	if err != nil {
@@ -350,7 +351,7 @@ func TestNoSpace(t *testing.T) {
 // What is not exact is counted, and said once.
 func TestInexactIsSaid(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	var log bytes.Buffer
 	in := tarOf(t, reg("f", "").xattr("com.apple.quarantine", "x"), reg("far", "").at(time.Unix(1<<40, 0)))
 	a, err := applyTar(t, in, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
@@ -365,7 +366,7 @@ func TestInexactIsSaid(t *testing.T) {
 
 func TestDeepTree(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root())
 	deep := strings.Repeat("d/", 2000)
 	in := tarOf(t, reg(deep+"f", "x"), reg(deep+"g", "y"), link("h", deep+"f"), reg("d", "z"))
 	a, err := applyTar(t, in, Options{})
@@ -381,11 +382,28 @@ func TestDeepTree(t *testing.T) {
 	}
 }
 
+// The process's umask takes nothing away. Not parallel: it changes the umask.
+func TestUmask(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	in := tarOf(t, dirItem("d").mode(0o777), reg("d/f", "").mode(0o666), reg("d/p", "").typed(tar.TypeFifo).mode(0o622), reg("implicit/f", ""))
+	root := newRoot(t)
+	old := unix.Umask(0o077)
+	a, err := applyTo(t, root, in, Options{})
+	unix.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := tree(t, a.dir)
+	for name, want := range map[string]string{"d": "dir 0777", "d/f": "file 0666", "d/p": "fifo 0622", "implicit": "dir 0755", "implicit/f": "file 0644"} {
+		if !strings.HasPrefix(got[name], want) {
+			t.Errorf("%s: %s, want %s", name, got[name], want)
+		}
+	}
+}
+
 // No sequence of entries leaves the root or makes the journal wrong.
 func FuzzApply(f *testing.F) {
-	if os.Geteuid() != 0 {
-		f.Skip("needs root")
-	}
+	testkit.Need(f, testkit.Root())
 	paths := []string{
 		"a", "b", "a/b", "a/b/c", "b/a", "l", "l/a", "l/../a", "/b/c", "../a", ".", "a/l", "a/l/x",
 		".wh.a", ".wh.b", "a/.wh.b", "l/.wh.a", ".wh..wh..opq", "a/.wh..wh..opq", "a/b/.wh..wh..opq", "l/.wh..wh..opq", ".wh..wh.plnk/x",

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"dray/internal/testkit"
 )
 
 func run(tb testing.TB, dir, name string, args ...string) {
@@ -26,13 +28,6 @@ func run(tb testing.TB, dir, name string, args ...string) {
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		tb.Fatalf("%s %v: %v\n%s", name, args, err, out)
-	}
-}
-
-func needTool(tb testing.TB, name string) {
-	tb.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		tb.Skipf("needs %s", name)
 	}
 }
 
@@ -95,8 +90,8 @@ func oddTree(tb testing.TB) string {
 // What GNU tar packs, in any of its formats, comes out as GNU tar unpacks it.
 func TestAgainstGNUTar(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTool(t, "tar")
+	testkit.Need(t, testkit.Root())
+	testkit.Need(t, testkit.Tool("tar"))
 	source := oddTree(t)
 	original := tree(t, source)
 	tests := map[string]struct {
@@ -155,9 +150,9 @@ func blocks(tb testing.TB, dir string) int64 {
 // A real tree comes out as umoci unpacks it.
 func TestAgainstUmoci(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTool(t, "tar")
-	needTool(t, "umoci")
+	testkit.Need(t, testkit.Root())
+	testkit.Need(t, testkit.Tool("tar"))
+	testkit.Need(t, testkit.Tool("umoci"))
 	source := oddTree(t)
 	work := t.TempDir()
 	archive := filepath.Join(work, "a.tar")

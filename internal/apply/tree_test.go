@@ -22,14 +22,6 @@ import (
 	"dray/internal/stream"
 )
 
-// needRoot skips tests that make devices and foreign owners.
-func needRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Geteuid() != 0 {
-		tb.Skip("needs root")
-	}
-}
-
 // item is one entry of a test's tar.
 type item struct {
 	tar.Header

@@ -16,12 +16,13 @@ import (
 
 	"dray/internal/layer"
 	"dray/internal/stream"
+	"dray/internal/testkit"
 )
 
 // Overlayfs sees of two layers what their tars say, with every form of whiteouts.
 // Not parallel: it mounts.
 func TestOverlay(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
 	lower := tarOf(t,
 		reg("gone", "1"), reg("replaced", "1"), reg("kept", "1"), reg("dir/gone", "1"), reg("dir/kept", "1"),
 		reg("opaque/lower", "1"), reg("recreated/lower", "1"), reg("parent/lower", "1"), reg("gonedir/x", "1"),
@@ -175,7 +176,7 @@ func inUserNS(t *testing.T, in []byte, options string) (applied, helperResult) {
 
 func TestUserNamespace(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root(), testkit.UserNS())
 	in := tarOf(t,
 		dirItem("./"),
 		dirItem("closed").mode(0), reg("closed/file", "x").mode(0).owner(7, 8),
@@ -216,7 +217,7 @@ func TestUserNamespace(t *testing.T) {
 
 func TestOwnersBeyondTheUserNamespace(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testkit.Need(t, testkit.Root(), testkit.UserNS())
 	in := tarOf(t, reg("a", "x").owner(70_000, 0), symlink("l", "a").owner(0, 70_000), dirItem("d").owner(70_000, 70_000))
 	if _, got := inUserNS(t, in, "strict"); !strings.Contains(got.Err, "70000") {
 		t.Errorf("error %q", got.Err)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"dray/internal/stream"
+	"dray/internal/testkit"
 )
 
 // errStrict is what theirs returns for archives that archive/tar reads
@@ -166,9 +167,7 @@ func flags(in []byte) []byte {
 // What GNU tar writes is read as archive/tar reads it.
 func TestTarAgainstGNUTar(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("tar"); err != nil {
-		t.Skip("needs tar")
-	}
+	testkit.Need(t, testkit.Tool("tar"))
 	dir := t.TempDir()
 	random := rand.New(rand.NewPCG(1, 1))
 	for i := range 50 {
