@@ -83,10 +83,12 @@ func TestOverlay(t *testing.T) {
 			if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, options); err != nil {
 				t.Fatal(err)
 			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(merged, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
 			got := shape(t, merged)
-			if err := unix.Unmount(merged, 0); err != nil {
-				t.Error(err)
-			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%s\n%+v", diff, results)
 			}
