@@ -108,6 +108,7 @@ func (x *Index) file(dir uint32, base string, old uint32, e *layer.Entry, block 
 			return fmt.Errorf("device %d:%d: %w", e.Major, e.Minor, layer.ErrFormat)
 		}
 		n.data = e.Minor&0xff | e.Major<<8 | e.Minor&^0xff<<12
+	default: // a FIFO has no more
 	}
 	x.replaced(old)
 	if n.isWhiteout() {
@@ -186,11 +187,9 @@ func (x *Index) hardLink(dir uint32, base string, old uint32, e *layer.Entry) er
 	if old == ino {
 		return nil
 	}
-	if old != none && x.inodes.at(old).isDir() {
-		// The target may be below what is removed.
-		if id := x.find(dir, base); id != none {
-			x.dirents.at(id).ino, x.lastPath = none, ""
-		}
+	if old != none {
+		// The way to the target may lead through what is removed.
+		x.dirents.at(x.find(dir, base)).ino, x.lastPath = none, ""
 		if ino, err = x.linkTarget(above, name); err != nil {
 			return fmt.Errorf("target %q: %w", e.Linkname, err)
 		}

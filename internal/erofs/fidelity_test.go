@@ -32,7 +32,7 @@ type stored struct {
 }
 
 // store puts a tar into a directory.
-func store(tb testing.TB, dir string, tar io.Reader, o erofs.Options) (*stored, error) {
+func store(tb testing.TB, dir string, tar io.Reader) (*stored, error) {
 	tb.Helper()
 	s := &stored{}
 	var err error
@@ -40,7 +40,7 @@ func store(tb testing.TB, dir string, tar io.Reader, o erofs.Options) (*stored, 
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = s.tar.Close() })
-	x, err := erofs.Copy(tb.Context(), anyID, stream.NewSlicer(tar, blockBytes), s.tar, layer.Limits{}, o)
+	x, err := erofs.Copy(tb.Context(), anyID, stream.NewSlicer(tar, blockBytes), s.tar, layer.Limits{}, erofs.Options{})
 	if err != nil {
 		return s, err
 	}
@@ -61,15 +61,17 @@ func store(tb testing.TB, dir string, tar io.Reader, o erofs.Options) (*stored, 
 }
 
 // mounted attaches what Mount returns, in the test's own namespace.
-func mounted(tb testing.TB, s *stored, b erofs.Backing) string {
+func mounted(tb testing.TB, s *stored) string {
 	tb.Helper()
-	fd, err := erofs.Mount(s.index, s.tar, b)
+	fd, err := erofs.Mount(s.index, s.tar, erofs.Files)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = unix.Close(fd) })
-	return "/proc/self/fd/" + strconv.Itoa(fd) + "/."
+	return fdDir(fd)
 }
+
+func fdDir(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) + "/." }
 
 // unpacked makes the same layer with package apply.
 func unpacked(tb testing.TB, tar io.Reader) (string, apply.Result, error) {
@@ -92,7 +94,7 @@ func unpacked(tb testing.TB, tar io.Reader) (string, apply.Result, error) {
 func compare(t *testing.T, open func() io.Reader) {
 	t.Helper()
 	dir, want, wantErr := unpacked(t, open())
-	s, err := store(t, t.TempDir(), open(), erofs.Options{})
+	s, err := store(t, t.TempDir(), open())
 	if errors.Is(err, erofs.ErrInexpressible) {
 		t.Logf("inexpressible: %v", err)
 		var raw bytes.Buffer
@@ -110,7 +112,7 @@ func compare(t *testing.T, open func() io.Reader) {
 	if err != nil {
 		return
 	}
-	got := testkit.Tree(t, mounted(t, s, erofs.Files))
+	got := testkit.Tree(t, mounted(t, s))
 	if diff := testkit.Diff(testkit.Tree(t, dir), got); diff != "" {
 		t.Error(diff)
 	}
@@ -124,7 +126,7 @@ func compare(t *testing.T, open func() io.Reader) {
 }
 
 func TestOddImagesAsApplyMakesThem(t *testing.T) {
-	needMount(t)
+	testkit.Need(t, testkit.Root())
 	for _, odd := range testkit.Odd() {
 		t.Run(odd.Name, func(t *testing.T) {
 			if odd.Large && testing.Short() {
@@ -158,10 +160,4 @@ func plain(t *testing.T, layout *ocidir.Layout, blob oci.Descriptor) io.Reader {
 	}
 	t.Cleanup(func() { _ = opened.Close() })
 	return opened
-}
-
-// needMount skips where the kernel does not mount EROFS from the test's files.
-func needMount(t *testing.T) {
-	t.Helper()
-	testkit.Need(t, testkit.Root())
 }

@@ -47,10 +47,7 @@ func (x *Index) arrange() error {
 	end, blocks := uint64(inodesAt), uint64(0)
 	err := x.visit(root, func(ino uint32) error {
 		n := x.inodes.at(ino)
-		at, inline, err := x.place(n, end)
-		if err != nil {
-			return err
-		}
+		at, inline := x.place(n, end)
 		n.slot = uint32(at / nodeUnit)
 		end = at + inodeBytes + uint64(x.xattrs.sizeBytes(n.xattrs))
 		if inline {
@@ -168,7 +165,7 @@ func (x *Index) walkTree(dir uint32, fresh func(*inode) bool, each func(ino uint
 // place returns where the next inode is put, and whether the end of its content
 // stands behind it. That must lie in one block with the inode, for the kernel
 // reads the targets of links so.
-func (x *Index) place(n *inode, end uint64) (at uint64, inline bool, err error) {
+func (x *Index) place(n *inode, end uint64) (at uint64, inline bool) {
 	const (
 		mostWaste = blockBytes / 2
 		align     = inodeBytes
@@ -177,17 +174,17 @@ func (x *Index) place(n *inode, end uint64) (at uint64, inline bool, err error) 
 	size := uint64(inodeBytes + x.xattrs.sizeBytes(n.xattrs))
 	t := uint64(tail(n))
 	if t == 0 || size+t > blockBytes {
-		return at, false, nil
+		return at, false
 	}
 	size += t
 	room := blockBytes - at%blockBytes
 	if size <= room {
-		return at, true, nil
+		return at, true
 	}
 	if room <= mostWaste {
-		return at + room, true, nil
+		return at + room, true
 	}
-	return at, false, nil
+	return at, false
 }
 
 // inline tells whether place put the end of the content behind the inode.
@@ -226,46 +223,54 @@ func fullBlocks(n *inode, inline bool) uint64 {
 func (x *Index) sort(dir uint32) {
 	head := x.inodes.at(dir).data
 	for width := 1; ; width *= 2 {
+		merged := chain{x: x, first: none, last: none}
 		merges := 0
-		first, last := uint32(none), uint32(none)
-		link := func(id uint32) {
-			if last == none {
-				first = id
-			} else {
-				x.dirents.at(last).next = id
-			}
-			last = id
+		for rest := head; rest != none; merges++ {
+			rest = merged.merge(rest, width)
 		}
-		for a := head; a != none; {
-			merges++
-			b, sizeA := a, 0
-			for sizeA < width && b != none {
-				sizeA++
-				b = x.dirents.at(b).next
-			}
-			sizeB := width
-			for sizeA > 0 || sizeB > 0 && b != none {
-				if sizeA > 0 && (sizeB == 0 || b == none || x.less(a, b)) {
-					next := x.dirents.at(a).next
-					link(a)
-					a, sizeA = next, sizeA-1
-				} else {
-					next := x.dirents.at(b).next
-					link(b)
-					b, sizeB = next, sizeB-1
-				}
-			}
-			a = b
+		if merged.last != none {
+			x.dirents.at(merged.last).next = none
 		}
-		if last != none {
-			x.dirents.at(last).next = none
-		}
-		head = first
-		if merges <= 1 {
+		if head = merged.first; merges <= 1 {
 			x.inodes.at(dir).data = head
 			return
 		}
 	}
+}
+
+// chain is a list of entries that grows at its end.
+type chain struct {
+	x           *Index
+	first, last uint32 // or none
+}
+
+// take appends the first entry of a list, and returns the rest of the list.
+func (c *chain) take(list uint32) (rest uint32) {
+	if c.last == none {
+		c.first = list
+	} else {
+		c.x.dirents.at(c.last).next = list
+	}
+	c.last = list
+	return c.x.dirents.at(list).next
+}
+
+// merge appends the first two runs of a list, of width entries each, as one, and
+// returns what is behind them.
+func (c *chain) merge(a uint32, width int) (rest uint32) {
+	b, left := a, 0
+	for ; left < width && b != none; left++ {
+		b = c.x.dirents.at(b).next
+	}
+	right := width
+	for left > 0 || right > 0 && b != none {
+		if left > 0 && (right == 0 || b == none || c.x.less(a, b)) {
+			a, left = c.take(a), left-1
+		} else {
+			b, right = c.take(b), right-1
+		}
+	}
+	return b
 }
 
 func (x *Index) less(a, b uint32) bool {
