@@ -131,7 +131,11 @@ func (c *Client) checkLayer(ctx context.Context, l *store.Layer) (problems []str
 		return []string{err.Error()}, nil
 	}
 	defer func() { err = errors.Join(err, journal.Close()) }()
-	differences, err := apply.Check(ctx, root, journal, apply.CheckOptions{})
+	form := apply.Trusted
+	if l.Whiteouts == store.WhiteoutsUser {
+		form = apply.User
+	}
+	differences, err := apply.Check(ctx, root, journal, apply.CheckOptions{Whiteouts: form})
 	if err != nil {
 		return nil, fmt.Errorf("check layer %s: %w", l.DiffID, err)
 	}
