@@ -63,6 +63,9 @@ type Options struct {
 	Log *slog.Logger
 }
 
+// BlockBytes is the block of the common file systems, for [Result].DiskBytes.
+const BlockBytes = 4096
+
 // Result counts what [Apply] did.
 type Result struct {
 	Entries   int64 // of the tar
@@ -75,6 +78,7 @@ type Result struct {
 
 	FileBytes   int64 // sizes of files
 	StoredBytes int64 // what was written for them: less where they are sparse
+	DiskBytes   int64 // the same and directories in blocks of [BlockBytes], before compression or sharing by the file system
 
 	Whiteouts    int64 // names hidden from lower layers
 	OpaqueDirs   int64 // opaque marks set

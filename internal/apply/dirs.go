@@ -287,6 +287,7 @@ func (a *applier) makeParent(path string, links int) (*openedDir, error) {
 	}
 	parent.changed = true
 	a.result.ImplicitDirs++
+	a.result.DiskBytes += BlockBytes
 	d, err := a.openNew(parent, base)
 	if err != nil {
 		return nil, err

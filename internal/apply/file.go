@@ -36,6 +36,7 @@ func (a *applier) file(ctx context.Context, d *openedDir, base string, e *layer.
 	a.result.Files++
 	a.result.FileBytes += e.Size
 	a.result.StoredBytes += e.StoredSize
+	a.result.DiskBytes += (e.StoredSize + BlockBytes - 1) / BlockBytes * BlockBytes
 	return a.journal.file(d.path, base, e)
 }
 

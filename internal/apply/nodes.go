@@ -71,6 +71,7 @@ func (a *applier) directory(d *openedDir, base string, e *layer.Entry) error {
 		return err
 	}
 	a.result.Dirs++
+	a.result.DiskBytes += BlockBytes
 	if err := a.journal.dirEntry(made.path, e); err != nil {
 		return err
 	}
@@ -89,6 +90,7 @@ func (a *applier) rootEntry(e *layer.Entry) error {
 		return err
 	}
 	a.result.Dirs++
+	a.result.DiskBytes += BlockBytes
 	return a.journal.dirEntry("", e)
 }
 
