@@ -136,7 +136,10 @@ func relative(importPath string) string {
 	return strings.TrimPrefix(importPath, "dray/")
 }
 
-func ours(t *testing.T) []goPackage { return list(t, "./...") }
+func ours(t *testing.T) []goPackage {
+	t.Helper()
+	return list(t, "./...")
+}
 
 func list(t *testing.T, args ...string) []goPackage {
 	t.Helper()

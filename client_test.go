@@ -12,13 +12,9 @@ import (
 )
 
 // newClient opens a store of the test's own.
-func newClient(t *testing.T, change func(*dray.Options)) *dray.Client {
+func newClient(t *testing.T) *dray.Client {
 	t.Helper()
-	options := dray.Options{Store: filepath.Join(t.TempDir(), "store"), AuthFiles: []string{}, Sync: dray.SyncNever}
-	if change != nil {
-		change(&options)
-	}
-	client, err := dray.New(t.Context(), options)
+	client, err := dray.New(t.Context(), dray.Options{Store: filepath.Join(t.TempDir(), "store"), AuthFiles: []string{}, Sync: dray.SyncNever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +54,7 @@ func TestOddImages(t *testing.T) { //nolint:paralleltest // mounts
 			dir := t.TempDir()
 			odd.Write(t, testkit.LayoutAt(t, dir), "odd")
 			reference := testkit.Registry(t, dir).Ref("some/name:odd")
-			client := newClient(t, nil)
+			client := newClient(t)
 			target := filepath.Join(t.TempDir(), "rootfs")
 			_, err := client.Mount(t.Context(), reference, target, dray.MountOptions{ReadOnly: true})
 			if odd.Verdict != testkit.Good {
@@ -109,7 +105,7 @@ func TestMountsAreIndependent(t *testing.T) { //nolint:paralleltest // mounts
 	dir := t.TempDir()
 	testkit.Image(t).Layer(testkit.File("shared", "from the image")).Write(testkit.LayoutAt(t, dir), "v1")
 	reference := "local://" + dir + ":v1"
-	client := newClient(t, nil)
+	client := newClient(t)
 	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "two")
 	mountAt(t, client, reference, one, dray.MountOptions{})
 	mountAt(t, client, reference, two, dray.MountOptions{})
@@ -133,7 +129,7 @@ func TestReadOnlyMount(t *testing.T) { //nolint:paralleltest // mounts
 	testkit.Need(t, testkit.Root(), testkit.Overlay())
 	dir := t.TempDir()
 	testkit.Image(t).Layer(testkit.File("a", "b")).Write(testkit.LayoutAt(t, dir), "v1")
-	client := newClient(t, nil)
+	client := newClient(t)
 	target := filepath.Join(t.TempDir(), "rootfs")
 	mountAt(t, client, "local://"+dir, target, dray.MountOptions{ReadOnly: true})
 	if err := os.WriteFile(filepath.Join(target, "a"), nil, 0o600); err == nil {
@@ -145,7 +141,7 @@ func TestGCAfterRemove(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	testkit.Image(t).Layer(testkit.Random("x", 1<<16, 3)).Write(testkit.LayoutAt(t, dir), "v1")
-	client := newClient(t, nil)
+	client := newClient(t)
 	if _, err := client.Pull(t.Context(), "local://"+dir+":v1", dray.PullOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +161,7 @@ func TestGCAfterRemove(t *testing.T) {
 
 func TestRequireDigest(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, nil)
+	client := newClient(t)
 	_, err := client.Pull(t.Context(), "example.com/a:v1", dray.PullOptions{RequireDigest: true})
 	if !errors.Is(err, dray.ErrNeedsDigest) || dray.KindOf(err) != dray.KindDenied {
 		t.Errorf("got %v, want ErrNeedsDigest", err)
@@ -176,7 +172,7 @@ func TestStoreLosesALayer(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	built := testkit.Image(t).Layer(testkit.File("x", "y")).Write(testkit.LayoutAt(t, dir), "v1")
-	client := newClient(t, nil)
+	client := newClient(t)
 	reference := "local://" + dir + ":v1"
 	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
 		t.Fatal(err)

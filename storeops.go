@@ -13,7 +13,9 @@ import (
 	"dray/internal/store"
 )
 
-// Names under which the reports of the store are public.
+// The reports of the store, under public names.
+//
+//nolint:revive // documented where they are defined
 type (
 	GCReport     = store.GCReport
 	VerifyReport = store.VerifyReport
@@ -121,12 +123,12 @@ func (c *Client) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, err
 
 // checkLayer holds a layer's tree against its journal.
 func (c *Client) checkLayer(ctx context.Context, l *store.Layer) (problems []string, err error) {
-	root, err := os.Open(l.FS()) //nolint:gosec // the store's own path
+	root, err := os.Open(l.FS())
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	journal, err := os.Open(l.Journal()) //nolint:gosec // the store's own path
+	journal, err := os.Open(l.Journal())
 	if err != nil {
 		return []string{err.Error()}, nil
 	}

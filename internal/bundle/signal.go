@@ -35,8 +35,8 @@ func ParseSignal(s string) (syscall.Signal, error) {
 		return signal, nil
 	}
 	base, rest := rtMin, strings.TrimPrefix(name, "RTMIN")
-	if strings.HasPrefix(name, "RTMAX") {
-		base, rest = rtMax, strings.TrimPrefix(name, "RTMAX")
+	if after, ok := strings.CutPrefix(name, "RTMAX"); ok {
+		base, rest = rtMax, after
 	} else if !strings.HasPrefix(name, "RTMIN") {
 		return 0, bad
 	}

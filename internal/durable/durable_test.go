@@ -79,7 +79,7 @@ func TestWriteFileIsAtomic(t *testing.T) {
 	for w := range 2 {
 		writers.Go(func() {
 			for i := range 30 {
-				digit := []byte(fmt.Sprint((2*i + w) % 10))
+				digit := fmt.Append(nil, (2*i+w)%10)
 				if err := WriteFile(path, bytes.Repeat(digit, 1000+i), 0o600); err != nil {
 					t.Error(err)
 				}

@@ -127,7 +127,7 @@ func (e *endpoint) pages(ctx context.Context, k call, add func(raw []byte, resp 
 // nextPage returns the address of the page after resp, nil at the end. It must
 // be on the same host.
 func nextPage(current *url.URL, resp *http.Response) (*url.URL, error) {
-	for _, link := range strings.Split(strings.Join(resp.Header.Values("Link"), ","), ",") {
+	for link := range strings.SplitSeq(strings.Join(resp.Header.Values("Link"), ","), ",") {
 		target, params, _ := strings.Cut(strings.TrimSpace(link), ">")
 		address, ok := strings.CutPrefix(target, "<")
 		if !ok || !strings.Contains(strings.ReplaceAll(params, " ", ""), `rel="next"`) && !strings.Contains(params, "rel=next") {

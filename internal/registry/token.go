@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -81,9 +82,7 @@ func tokenCall(realm *url.URL, c challenge, scopes []string, credentials Credent
 	}
 	target := *realm
 	own := target.Query()
-	for name, values := range query {
-		own[name] = values
-	}
+	maps.Copy(own, query)
 	target.RawQuery = own.Encode()
 	return call{method: http.MethodGet, url: &target, want: []int{http.StatusOK}}
 }
@@ -97,7 +96,7 @@ func scopes(c challenge, wanted string) []string {
 	if len(all) > 0 && reads {
 		return all
 	}
-	for _, s := range strings.Fields(wanted) {
+	for s := range strings.FieldsSeq(wanted) {
 		if !slices.Contains(all, s) {
 			all = append(all, s)
 		}

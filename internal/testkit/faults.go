@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -181,9 +182,7 @@ func Replace(part string, change func([]byte) []byte) Fault {
 	return on(part, func(_ *Server, w http.ResponseWriter, r *http.Request, next http.Handler) {
 		recorder := httptest.NewRecorder()
 		next.ServeHTTP(recorder, r)
-		for key, values := range recorder.Header() {
-			w.Header()[key] = values
-		}
+		maps.Copy(w.Header(), recorder.Header())
 		raw := recorder.Body.Bytes()
 		if recorder.Code < http.StatusMultipleChoices {
 			raw = change(raw)

@@ -126,7 +126,7 @@ func children() things {
 		if err != nil {
 			continue
 		}
-		for _, pid := range strings.Fields(string(raw)) {
+		for pid := range strings.FieldsSeq(string(raw)) {
 			command, err := os.ReadFile("/proc/" + pid + "/cmdline")
 			if err == nil {
 				found[pid] = strings.ReplaceAll(string(command), "\x00", " ")

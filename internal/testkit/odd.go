@@ -3,6 +3,7 @@ package testkit
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"dray/internal/ocidir"
@@ -178,11 +179,12 @@ func repeatTo(text string, n int) string {
 
 // deep returns a path of count directories.
 func deep(name string, count int) string {
-	path := name
+	var path strings.Builder
+	path.WriteString(name)
 	for range count - 1 {
-		path += "/" + name
+		path.WriteString("/" + name)
 	}
-	return path
+	return path.String()
 }
 
 // oddWhiteouts are deletions.

@@ -247,11 +247,12 @@ func (e Entry) sparseRecords() []Pair {
 
 // mapInBody returns the sparse map of format 1.0, padded.
 func (e Entry) mapInBody() []byte {
-	text := fmt.Sprintf("%d\n", len(e.Sparse))
+	var text strings.Builder
+	_, _ = fmt.Fprintf(&text, "%d\n", len(e.Sparse))
 	for _, x := range e.Sparse {
-		text += fmt.Sprintf("%d\n%d\n", x.Offset, x.Size)
+		_, _ = fmt.Fprintf(&text, "%d\n%d\n", x.Offset, x.Size)
 	}
-	return append([]byte(text), make([]byte, padding(int64(len(text))))...)
+	return append([]byte(text.String()), make([]byte, padding(int64(len(text.String()))))...)
 }
 
 // oldSparse fills the map of GNU's old format into the header and returns the
