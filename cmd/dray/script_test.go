@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 //	faulty VAR DIR FAULT the same, with a fault, see faults below
 //	code N PROGRAM ...   runs the program, which must end with exit code N
 //	nothing-left         the store has no staging, the machine no mount of ours
+//	ordinary-user KIND   makes $U, the home of an ordinary user with a range of IDs or a single one
+//	as N PROGRAM ...     code, as that user
+//	user-left-nothing    nothing-left, for that user
 func TestScripts(t *testing.T) { //nolint:paralleltest // mounts
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("..", "..", "test", "script"),
@@ -50,6 +53,7 @@ func TestScripts(t *testing.T) { //nolint:paralleltest // mounts
 		Condition: condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": makeLayout, "registry": serve, "faulty": serveFaulty, "code": exitCode, "nothing-left": nothingLeft,
+			"ordinary-user": ordinaryUser, "as": as, "user-left-nothing": userLeftNothing,
 		},
 	})
 }
@@ -131,6 +135,11 @@ func images() map[string]func(testing.TB) *testkit.Builder {
 		},
 		"other": func(t testing.TB) *testkit.Builder {
 			return testkit.Image(t).Layer(testkit.Dir("etc"), testkit.File("etc/hostname", "other\n"))
+		},
+		"owned": func(t testing.TB) *testkit.Builder {
+			return testkit.Image(t).
+				Layer(testkit.File("file", "x").Chown(33, 44).Chmod(0o4755), testkit.File("gone", "y")).
+				Layer(testkit.Whiteout("gone"))
 		},
 		"big": func(t testing.TB) *testkit.Builder {
 			return testkit.Image(t).Layer(testkit.File("first", "1")).Layer(testkit.Random("blob", 8<<20, 1)).Layer(testkit.File("last", "3"))

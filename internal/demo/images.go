@@ -63,13 +63,23 @@ func makeImages(ctx context.Context, scratch *ocidir.Layout, dir string) ([]imag
 	if err != nil {
 		return nil, err
 	}
+	own, err := withLibraries([]string{self}) // none, when it is built as the Makefile does
+	if err != nil {
+		return nil, err
+	}
 	var problems []error
 	layer := func(fill func(*tar.Writer) error) built {
 		b, err := writeLayer(ctx, scratch, fill)
 		problems = append(problems, err)
 		return b
 	}
-	drayLayer := layer(func(w *tar.Writer) error { return addFile(w, self, "dray", 0o755) })
+	drayLayer := layer(func(w *tar.Writer) error {
+		err := addFile(w, self, "dray", 0o755)
+		for _, library := range own[1:] {
+			err = errors.Join(err, addFile(w, library, strings.TrimPrefix(library, "/"), 0o755))
+		}
+		return err
+	})
 	base := layer(func(w *tar.Writer) error { return addPrograms(w, programs) })
 	etc := layer(addEtc)
 	script := layer(func(w *tar.Writer) error {
@@ -84,7 +94,7 @@ func makeImages(ctx context.Context, scratch *ocidir.Layout, dir string) ([]imag
 	}
 	path := []string{"PATH=/usr/bin:/bin"}
 	images := []image{
-		{"demo/one", "one static program, and nothing else", oci.ImageConfig{Entrypoint: []string{"/dray", "--version"}}, []built{drayLayer}},
+		{"demo/one", "one program, and nothing else", oci.ImageConfig{Entrypoint: []string{"/dray", "--version"}}, []built{drayLayer}},
 		{"demo/shell", "a shell with its libraries", oci.ImageConfig{Cmd: []string{"/bin/sh", "/bin/hello"}, Env: path}, []built{base, etc, script}},
 		{"demo/toolbox", "the same, and thousands of files", oci.ImageConfig{Cmd: []string{"/bin/sh", "-c", "ls /usr/include /usr/share | wc -l"}, Env: path}, []built{base, etc, script, headers, docs}},
 	}

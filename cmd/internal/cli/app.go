@@ -262,6 +262,9 @@ func (a *App) Open(ctx context.Context) (*dray.Client, error) {
 func (a *App) Enter(ctx context.Context) (err error, finished bool) { //nolint:revive // the error belongs to the other run
 	switch a.Globals.Rootless {
 	case "never":
+		if userns.Needed() {
+			return Usage("--rootless never: the process has no right to mount (it is not root, or root without CAP_SYS_ADMIN)"), true
+		}
 		return nil, false
 	case "always":
 		if userns.Inside() {

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"time"
@@ -120,12 +119,13 @@ func (a *App) adopt(cmd *cobra.Command, o *dray.Options, s *dray.ServeOptions) e
 
 // UnshareCommand returns dray unshare.
 func (a *App) UnshareCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "unshare [COMMAND [ARG...]]",
+	cmd := &cobra.Command{
+		Use:   "unshare [--] [COMMAND [ARG...]]",
 		Short: "Run a command in dray's user namespace, where rootless mounts are visible",
 		Long: `Runs COMMAND, or $SHELL, in the user and mount namespaces in which dray works
-when it is not root.` + ExitCodes(),
-		DisableFlagParsing: false,
+when it is not root.
+
+Exit codes: the command's own; 1 when it could not be run, 2 usage.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err, finished := a.Enter(cmd.Context()); finished {
 				return err
@@ -133,9 +133,11 @@ when it is not root.` + ExitCodes(),
 			if len(args) == 0 {
 				args = []string{shell()}
 			}
-			return execute(cmd.Context(), args)
+			return execve(args)
 		},
 	}
+	cmd.Flags().SetInterspersed(false) // the command's flags are its own
+	return cmd
 }
 
 func shell() string {
@@ -144,5 +146,3 @@ func shell() string {
 	}
 	return "/bin/sh"
 }
-
-func execute(ctx context.Context, args []string) error { return execve(ctx, args) }
