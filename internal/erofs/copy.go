@@ -95,7 +95,7 @@ func (x *Index) end(t *tee) error {
 	if t.dirty || t.to > t.offset {
 		return &InexpressibleError{Reason: "padding that is missing or not zero"}
 	}
-	x.tarBlocks = uint64(t.offset) / blockBytes
+	x.tarBytes, x.tarBlocks = t.offset, uint64(t.offset)/blockBytes
 	return x.arrange()
 }
 

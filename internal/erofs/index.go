@@ -92,6 +92,7 @@ type Index struct {
 	seed    maphash.Seed
 	result  Result
 
+	tarBytes  int64
 	tarBlocks uint64
 	uuid      [uuidBytes]byte
 	layout    layout
@@ -119,6 +120,9 @@ func newIndex(o Options) (*Index, error) {
 
 // Result returns what is in the layer.
 func (x *Index) Result() Result { return x.result }
+
+// TarBytes returns the size of the tar.
+func (x *Index) TarBytes() int64 { return x.tarBytes }
 
 // Close frees the index.
 func (x *Index) Close() error { return x.memory.close() }

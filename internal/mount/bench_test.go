@@ -18,6 +18,11 @@ func BenchmarkMount(b *testing.B) {
 	for i := range MaxLayers {
 		layers = append(layers, w.layer(fmt.Sprint(i), tree{"file": file("x")}))
 	}
+	benchmarkMount(b, w, layers)
+}
+
+func benchmarkMount(b *testing.B, w *bench, layers []*store.Layer) {
+	b.Helper()
 	for _, count := range []int{1, 6, 100, 500} {
 		for mode, readOnly := range modes() {
 			b.Run(fmt.Sprintf("layers=%d/%s", count, mode), func(b *testing.B) {

@@ -28,6 +28,9 @@
 // what fits a page. Nothing in a layer's or a target's name can therefore be taken
 // for an option. At least Linux 5.10.
 //
+// A layer that is a tar with an index is mounted first, by the descriptors of its
+// files, attached nowhere, and gone with the overlay.
+//
 // overlayfs refuses a directory that occurs twice (ELOOP). Of a repeated layer the
 // topmost occurrence is kept, which changes nothing. Take a path p and the layer A,
 // once as the topmost occurrence and once further down. If A has p, or has above p

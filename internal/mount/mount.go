@@ -169,7 +169,12 @@ func (m *Mounter) create(ctx context.Context, r Request, at *place, old *live, t
 			*trash = append(*trash, record)
 		}
 	}()
-	s, err := m.plan(ctx, record, r.Layers)
+	image, err := m.newStack(r.Layers)
+	defer image.close()
+	if err != nil {
+		return nil, err
+	}
+	s, err := m.plan(ctx, record, image)
 	if err != nil {
 		return nil, err
 	}
@@ -248,12 +253,8 @@ func (m *Mounter) replace(ctx context.Context, record *store.Mount, made detache
 }
 
 // plan says what the kernel is to stack, and makes the directories for it.
-func (m *Mounter) plan(ctx context.Context, record *store.Mount, layers []*store.Layer) (spec, error) {
-	image, err := m.newStack(layers)
-	if err != nil {
-		return spec{}, err
-	}
-	layers = image.layers
+func (m *Mounter) plan(ctx context.Context, record *store.Mount, image *stack) (spec, error) {
+	layers := image.layers
 	s := spec{id: record.ID, userXattr: m.userXattr}
 	var extra []string // above the layers, as overlayfs wants two lower directories, or one
 	switch {
@@ -289,7 +290,7 @@ func (m *Mounter) plan(ctx context.Context, record *store.Mount, layers []*store
 		if i < len(extra) {
 			return openDir(filepath.Join(record.Path, extra[i]))
 		}
-		return openLower(layers[len(layers)-1-(i-len(extra))])
+		return image.open(layers[len(layers)-1-(i-len(extra))])
 	}
 	return s, nil
 }
@@ -305,6 +306,9 @@ func diffIDs(layers []*store.Layer) []oci.DiffID {
 // lock waits for this process's turn and for the other processes. The returned
 // function gives both back.
 func (m *Mounter) lock(ctx context.Context) (func(), error) {
+	if ctx.Err() != nil { // select would choose by chance
+		return nil, context.Cause(ctx)
+	}
 	select {
 	case m.turn <- struct{}{}:
 	case <-ctx.Done():

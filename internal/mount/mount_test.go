@@ -105,7 +105,12 @@ func TestReplace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := b.plan(t.Context(), record, one.Layers)
+		image, err := b.newStack(one.Layers)
+		defer image.close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := b.plan(t.Context(), record, image)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dray/internal/erofs"
+	"dray/internal/oci"
 	"dray/internal/store"
 )
 
@@ -35,30 +37,96 @@ func distinct(layers []*store.Layer) []*store.Layer {
 
 // stack is what overlayfs is to be given of an image.
 type stack struct {
-	layers []*store.Layer // bottom first, each once
-	root   *rootAttr      // of the merged root directory; nil without layers
-	atTop  bool           // root is what the top layer's directory has
+	layers []*store.Layer     // bottom first, each once
+	root   *rootAttr          // of the merged root directory; nil without layers
+	atTop  bool               // root is what the top layer's directory has
+	roots  map[oci.DiffID]int // of layers that are file systems: mounted, attached nowhere
+}
+
+// open returns the root directory of a layer as overlayfs is to see it. The caller
+// closes it.
+func (s *stack) open(l *store.Layer) (int, error) {
+	if fd, ok := s.roots[l.DiffID]; ok {
+		// Ours stays open: the mount is gone with its last descriptor, and the overlay
+		// takes it when it is made, not when it is told of it.
+		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	fd, err := openDir(l.FS())
+	if err != nil {
+		return -1, fmt.Errorf("open layer %s: %w", l.DiffID, err)
+	}
+	return fd, nil
+}
+
+// close lets go of the layers' file systems, which are unmounted then but for what
+// an overlay has of them.
+func (s *stack) close() {
+	for _, fd := range s.roots {
+		_ = unix.Close(fd)
+	}
+}
+
+// path returns a path of a layer's root directory, mounted if need be.
+func (s *stack) path(l *store.Layer) (string, error) {
+	switch l.Layout {
+	case store.LayoutDir:
+		return l.FS(), nil
+	case store.LayoutEROFS:
+		fd, err := mountLayer(l)
+		if err != nil {
+			return "", fmt.Errorf("layer %s: %w", l.DiffID, err)
+		}
+		s.roots[l.DiffID] = fd
+		return fdPath(fd) + "/.", nil
+	}
+	return "", fmt.Errorf("%w: layer %s has layout %q", ErrLayer, l.DiffID, l.Layout)
+}
+
+// mountLayer mounts a tar and its index, and attaches them nowhere: through loop
+// devices where the kernel does not take files, as in a store in memory.
+func mountLayer(l *store.Layer) (int, error) {
+	index, err := os.Open(l.Index())
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = index.Close() }()
+	tar, err := os.Open(l.Tar())
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = tar.Close() }()
+	fd, err := erofs.Mount(index, tar, erofs.Files)
+	if errors.Is(err, unix.ENOTBLK) {
+		var loopErr error
+		if fd, loopErr = erofs.Mount(index, tar, erofs.Loop); loopErr == nil {
+			return fd, nil
+		}
+		err = errors.Join(err, loopErr)
+	}
+	return fd, err
 }
 
 // newStack decides what of an image's layers is visible and what its root directory
 // is like: as the topmost layer has it that says something of it, as most do not,
 // and as the top layer has it if none does. It refuses what cannot be stacked.
-func (m *Mounter) newStack(layers []*store.Layer) (stack, error) {
+// After an error too it is to be closed.
+func (m *Mounter) newStack(layers []*store.Layer) (*stack, error) {
 	whiteouts := store.WhiteoutsTrusted
 	if m.userXattr {
 		whiteouts = store.WhiteoutsUser
 	}
-	s := stack{layers: distinct(layers)}
+	s := &stack{layers: distinct(layers), roots: map[oci.DiffID]int{}}
 	lowest, said := 0, false
 	for i, l := range slices.Backward(s.layers) {
-		if l.Layout != store.LayoutDir {
-			return s, fmt.Errorf("%w: layer %s has layout %q", ErrLayer, l.DiffID, l.Layout)
-		}
 		if l.Whiteouts != "" && l.Whiteouts != whiteouts {
 			return s, fmt.Errorf("%w: layer %s has whiteouts in %q form, this mount needs %q: remove the image and pull it as this user",
 				ErrLayer, l.DiffID, l.Whiteouts, whiteouts)
 		}
-		root, err := readRootAttr(l.FS(), whiteouts)
+		path, err := s.path(l)
+		if err != nil {
+			return s, err
+		}
+		root, err := readRootAttr(path, whiteouts)
 		if err != nil {
 			return s, fmt.Errorf("read root of layer %s: %w", l.DiffID, err)
 		}
@@ -76,16 +144,6 @@ func (m *Mounter) newStack(layers []*store.Layer) (stack, error) {
 		return s, fmt.Errorf("%w: image has %d different layers, overlayfs stacks at most %d", ErrTooManyLayers, len(s.layers), MaxLayers)
 	}
 	return s, nil
-}
-
-// openLower opens the root directory of a layer as overlayfs is to see it. Other
-// layouts than directories will be mounted here, and their root returned.
-func openLower(l *store.Layer) (int, error) {
-	fd, err := openDir(l.FS())
-	if err != nil {
-		return -1, fmt.Errorf("open layer %s: %w", l.DiffID, err)
-	}
-	return fd, nil
 }
 
 // openDir opens a directory of the store for the kernel. A plain descriptor: there

@@ -37,6 +37,11 @@ type Options struct {
 	MaxLayers      int           // 0: DefaultMaxLayers
 	MaxLayerBytes  int64         // compressed size of one layer; 0: DefaultMaxLayerBytes
 
+	// Layout chooses how layers are stored, and says why. It is asked before the
+	// first one is fetched, each time; nil: [store.LayoutDir]. A layer that
+	// [store.LayoutEROFS] cannot express is stored in [store.LayoutDir].
+	Layout func(context.Context) (layout, reason string, err error)
+
 	Decompress layer.Options // limits
 	Tar        layer.Limits
 	Apply      apply.Options // form of whiteouts, limits; Journal is the engine's
@@ -82,6 +87,9 @@ func New(o Options) (*Engine, error) {
 	o.MaxConfigBytes = orDefault(o.MaxConfigBytes, DefaultMaxConfigBytes)
 	o.MaxLayers = orDefault(o.MaxLayers, DefaultMaxLayers)
 	o.MaxLayerBytes = orDefault(o.MaxLayerBytes, DefaultMaxLayerBytes)
+	if o.Layout == nil {
+		o.Layout = func(context.Context) (string, string, error) { return store.LayoutDir, "no other was asked for", nil }
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -149,6 +157,9 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 		return nil, nil, err
 	}
 	evidence = newEvidence(r, found)
+	if evidence.Layout, evidence.LayoutReason, err = e.options.Layout(ctx); err != nil {
+		return nil, nil, err
+	}
 	evidence.Stages.Resolve = Millis(time.Since(begin))
 	if !r.Local {
 		evidence.NetworkBytes = found.bytes
@@ -195,7 +206,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		wanted = append(wanted, job{diffID: id, blob: blob, source: source})
+		wanted = append(wanted, job{diffID: id, blob: blob, layout: evidence.Layout, source: source})
 		wantedBytes += max(blob.Size, uncompressedHint(blob))
 	}
 	if r.Offline && len(wanted) > 0 {

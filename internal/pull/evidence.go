@@ -16,7 +16,7 @@ type Evidence struct {
 	Platform  string          `json:"platform"`
 	Layers    []LayerEvidence `json:"layers"` // bottom first, repeated layers repeated
 
-	Layout       string   `json:"layout"`
+	Layout       string   `json:"layout"` // of new layers; those that were there, or cannot be expressed, may have another
 	LayoutReason string   `json:"layout_reason"`
 	SignedBy     []string `json:"signed_by"` // empty: no policy asked for signatures
 	Fallbacks    []string `json:"fallbacks,omitempty"`
@@ -38,6 +38,7 @@ type LayerEvidence struct {
 	Compression string     `json:"compression,omitempty"`
 	StoredBytes int64      `json:"stored_bytes"` // compressed
 	SizeBytes   int64      `json:"size_bytes"`   // uncompressed
+	Layout      string     `json:"layout,omitempty"`
 	Notes       []string   `json:"notes,omitempty"`
 }
 

@@ -15,6 +15,7 @@ import (
 type job struct {
 	diffID oci.DiffID
 	blob   oci.Descriptor
+	layout string
 	source *sharedSource
 }
 

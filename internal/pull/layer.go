@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dray/internal/apply"
+	"dray/internal/erofs"
 	"dray/internal/layer"
 	"dray/internal/oci"
 	"dray/internal/store"
@@ -71,7 +72,7 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 	defer closeAfter(cancel, inflated)
 	plain := stream.NewBlockVerifier(inflated, "layer", f.diffID.Digest(), stream.AnySize)
 
-	result, err := e.unpack(ctx, txn, layer.NewTar(plain, e.options.Tar))
+	record, err := e.keep(ctx, txn, f, plain)
 	if err == nil {
 		_, err = stream.Drain(fetched) // what follows the compressed data is part of the blob
 	} else {
@@ -81,48 +82,105 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 	if err != nil {
 		return nil, false, how, err
 	}
-	how = layerNotes{compression: opened.Compression().String(), networkBytes: f.fetched.Load(), notes: inexact(&result)}
-	done, err = txn.Commit(ctx, store.LayerRecord{
-		DiffID:    f.diffID,
-		Layout:    store.LayoutDir,
-		Whiteouts: whiteouts(e.options.Apply.Whiteouts),
-		Blob:      oci.Descriptor{MediaType: f.blob.MediaType, Digest: f.blob.Digest, Size: f.blob.Size},
-		SizeBytes: plain.Count(),
-		Entries:   result.Entries,
-		Notes:     how.notes,
-	})
+	how = layerNotes{compression: opened.Compression().String(), networkBytes: f.fetched.Load(), notes: record.Notes}
+	record.DiffID = f.diffID
+	record.Blob = oci.Descriptor{MediaType: f.blob.MediaType, Digest: f.blob.Digest, Size: f.blob.Size}
+	record.SizeBytes = plain.Count()
+	done, err = txn.Commit(ctx, record)
 	if err != nil {
 		return nil, false, how, err
 	}
-	e.log.LogAttrs(ctx, slog.LevelDebug, "layer applied", slog.String("diff_id", string(f.diffID)),
-		slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", plain.Count()), slog.Int64("entries", result.Entries))
+	e.log.LogAttrs(ctx, slog.LevelDebug, "layer stored", slog.String("diff_id", string(f.diffID)), slog.String("layout", record.Layout),
+		slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", plain.Count()), slog.Int64("entries", record.Entries))
 	return done, false, how, nil
 }
 
-// unpack is the last stage: the tar into the transaction's directory, and the
-// rest of the stream to its end, where its digest is checked.
-func (e *Engine) unpack(ctx context.Context, txn *store.Txn, tar *layer.Tar) (result apply.Result, err error) {
-	tree := filepath.Join(txn.Path(), store.FSName)
+// keep is the last stage: the tar into the transaction's directory, in the layout
+// of the flight or, if that cannot express it, unpacked.
+func (e *Engine) keep(ctx context.Context, txn *store.Txn, f *flight, plain stream.Blocks) (store.LayerRecord, error) {
+	if f.layout != store.LayoutEROFS {
+		return Unpack(ctx, txn.Path(), plain, e.options.Tar, e.options.Apply)
+	}
+	record, err := Index(ctx, txn.Path(), f.diffID, plain, e.options.Tar)
+	if !errors.Is(err, erofs.ErrInexpressible) {
+		return record, err
+	}
+	e.log.LogAttrs(ctx, slog.LevelWarn, "layer is unpacked: its layout cannot express it", slog.String("diff_id", string(f.diffID)), slog.Any("reason", err))
+	record, unpackErr := e.unpackStored(ctx, txn.Path())
+	record.Notes = append(record.Notes, fmt.Sprintf("layer %s is stored as %s: %v", f.diffID, store.LayoutDir, err))
+	return record, unpackErr
+}
+
+// unpackStored unpacks a tar that is in dir, where it is verified, and removes it.
+func (e *Engine) unpackStored(ctx context.Context, dir string) (record store.LayerRecord, err error) {
+	tar, err := os.Open(filepath.Join(dir, store.TarName)) //nolint:gosec // a path of ours
+	if err != nil {
+		return record, fmt.Errorf("unpack: %w", err)
+	}
+	record, err = Unpack(ctx, dir, stream.NewSlicer(tar, plainBlockBytes), e.options.Tar, e.options.Apply)
+	return record, errors.Join(err, tar.Close(), os.Remove(tar.Name()))
+}
+
+// Unpack stores a layer as a tree below dir, and reads plain to its end. The
+// record has what is known of it then.
+func Unpack(ctx context.Context, dir string, plain stream.Blocks, limits layer.Limits, options apply.Options) (record store.LayerRecord, err error) {
+	tree := filepath.Join(dir, store.FSName)
 	if err := os.Mkdir(tree, 0o755); err != nil { //nolint:gosec // the layer's root is the image's /
-		return result, fmt.Errorf("unpack: %w", err)
+		return record, fmt.Errorf("unpack: %w", err)
 	}
 	root, err := os.Open(tree) //nolint:gosec // a path of ours
 	if err != nil {
-		return result, fmt.Errorf("unpack: %w", err)
+		return record, fmt.Errorf("unpack: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	journal, err := os.OpenFile(filepath.Join(txn.Path(), store.JournalName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	journal, err := os.OpenFile(filepath.Join(dir, store.JournalName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
 	if err != nil {
-		return result, fmt.Errorf("unpack: %w", err)
+		return record, fmt.Errorf("unpack: %w", err)
 	}
 	defer func() { err = errors.Join(err, journal.Close()) }()
-	options := e.options.Apply
 	options.Journal = journal
-	if result, err = apply.Apply(ctx, root, tar, options); err != nil {
-		return result, err
+	tar := layer.NewTar(plain, limits)
+	result, err := apply.Apply(ctx, root, tar, options)
+	if err != nil {
+		return record, err
 	}
 	_, err = tar.Drain()
-	return result, err
+	return store.LayerRecord{Layout: store.LayoutDir, Whiteouts: whiteouts(options.Whiteouts), Entries: result.Entries, DiskBytes: result.DiskBytes, Notes: inexact(&result)}, err
+}
+
+// Index stores a layer below dir as it comes, with an index, and reads plain to
+// its end. After an [erofs.ErrInexpressible] the whole tar is in dir, and no index.
+func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
+	tar, err := os.OpenFile(filepath.Join(dir, store.TarName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	if err != nil {
+		return record, fmt.Errorf("store tar: %w", err)
+	}
+	defer func() { err = errors.Join(err, tar.Close()) }()
+	x, err := erofs.Copy(ctx, id, plain, tar, limits, erofs.Options{Dir: dir})
+	if err != nil {
+		return record, err
+	}
+	defer func() { err = errors.Join(err, x.Close()) }()
+	index, err := os.OpenFile(filepath.Join(dir, store.IndexName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	if err != nil {
+		return record, fmt.Errorf("write index: %w", err)
+	}
+	indexBytes, err := x.WriteTo(index)
+	if err != nil {
+		return record, errors.Join(err, index.Close())
+	}
+	result := x.Result()
+	record = store.LayerRecord{
+		Layout: store.LayoutEROFS, Whiteouts: store.WhiteoutsTrusted, Entries: result.Entries,
+		DiskBytes: inBlocks(x.TarBytes()) + inBlocks(indexBytes),
+		Notes:     inexact(&apply.Result{OverlayXattrsDropped: result.OverlayXattrsDropped, XattrsImpossible: result.XattrsImpossible}),
+	}
+	return record, index.Close()
+}
+
+// inBlocks returns what a file takes on the disk.
+func inBlocks(sizeBytes int64) int64 {
+	return (sizeBytes + apply.BlockBytes - 1) / apply.BlockBytes * apply.BlockBytes
 }
 
 // whiteouts returns how the store calls the form.

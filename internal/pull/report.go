@@ -19,7 +19,6 @@ func newEvidence(r Request, found *resolved) *Evidence {
 		Platform:  oci.Platform{OS: found.image.OS, Architecture: found.image.Architecture, Variant: found.image.Variant}.String(),
 		Layers:    make([]LayerEvidence, len(found.document.Layers)),
 		SignedBy:  []string{},
-		Layout:    store.LayoutDir, LayoutReason: "the only layout of this version",
 	}
 	if found.index != nil {
 		evidence.Index = found.index.Digest
@@ -33,7 +32,7 @@ func newEvidence(r Request, found *resolved) *Evidence {
 // have enters a layer of the store at its first position.
 func (e *Evidence) have(position int, l *store.Layer, source string, how layerNotes) {
 	at := &e.Layers[position]
-	at.Source, at.SizeBytes, at.Notes, at.Compression = source, l.SizeBytes, l.Notes, how.compression
+	at.Source, at.SizeBytes, at.Notes, at.Compression, at.Layout = source, l.SizeBytes, l.Notes, how.compression, l.Layout
 	e.SizeBytes += l.SizeBytes
 	e.DiskBytes += l.DiskBytes
 	e.Fallbacks = append(e.Fallbacks, l.Notes...)

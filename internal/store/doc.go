@@ -4,11 +4,12 @@
 //	ROOT/version                       format of the store
 //	ROOT/lock                          the store's lock, see below
 //	ROOT/boot                          the last boot in which the store was opened
-//	ROOT/layers/sha256/HEX/            one layer: fs/, journal, layer.json
+//	ROOT/layers/sha256/HEX/            one layer: fs/, journal, layer.json; or layer.tar, index.erofs, layer.json
 //	ROOT/images/sha256/HEX.json        one image: manifest, config, diff IDs
 //	ROOT/refs/HEX.json                 one name (HEX is its sha256) and its manifest digest
 //	ROOT/mounts/ID/                    upper/, work/, state.json
 //	ROOT/staging/X, ROOT/staging/X.lock   work in progress, whoever does it holds X.lock
+//	ROOT/facts/NAME.json               what was found out about the machine in this boot
 //	ROOT/quarantine/                   what [Store.Verify] took out of the way
 //
 // Every object is a file or directory of its own, made elsewhere and renamed to

@@ -16,18 +16,23 @@ import (
 const (
 	FSName      = "fs"      // LayoutDir: the unpacked tree
 	JournalName = "journal" // LayoutDir: what apply wrote down for checks
-	recordName  = "layer.json"
+
+	TarName   = "layer.tar"   // LayoutEROFS: the uncompressed layer as it came
+	IndexName = "index.erofs" // LayoutEROFS: the file system that points into it
+
+	recordName = "layer.json"
 
 	unsyncedPrefix = "unsynced-" // followed by the boot ID, see the package comment
 )
 
 // Layouts of a layer.
 const (
-	LayoutDir = "dir"
+	LayoutDir   = "dir"   // an unpacked tree
+	LayoutEROFS = "erofs" // a tar and its index
 )
 
-// Whiteouts of a layer in [LayoutDir]: the prefix of overlayfs's extended
-// attributes.
+// Whiteouts of a layer: the prefix of overlayfs's extended attributes.
+// [LayoutEROFS] has the trusted form only.
 const (
 	WhiteoutsTrusted = "trusted"
 	WhiteoutsUser    = "user"
@@ -62,6 +67,12 @@ func (l *Layer) FS() string { return filepath.Join(l.Path, FSName) }
 
 // Journal returns the path of what apply wrote down.
 func (l *Layer) Journal() string { return filepath.Join(l.Path, JournalName) }
+
+// Tar returns the path of the uncompressed layer in [LayoutEROFS].
+func (l *Layer) Tar() string { return filepath.Join(l.Path, TarName) }
+
+// Index returns the path of the image over it.
+func (l *Layer) Index() string { return filepath.Join(l.Path, IndexName) }
 
 func (s *Store) layerPath(id oci.DiffID) string { return s.path(layerDir(id)) }
 

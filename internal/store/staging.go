@@ -220,7 +220,7 @@ func (s *Store) orphans() ([]*scratch, error) {
 // temps lists the files that killed writers of records left. Only who holds
 // ROOT/lock exclusively knows that no writer is about.
 func (s *Store) temps() ([]string, error) {
-	dirs := []string{s.root, s.path(dirRefs)}
+	dirs := []string{s.root, s.path(dirRefs), s.path(dirFacts)}
 	for _, algorithm := range algorithms() {
 		dirs = append(dirs, s.path(dirImages, algorithm))
 	}

@@ -35,6 +35,7 @@ const (
 	dirMounts     = "mounts"
 	dirStaging    = "staging"
 	dirQuarantine = "quarantine"
+	dirFacts      = "facts"
 	fileVersion   = "version"
 	fileLock      = "lock"
 	fileBoot      = "boot"
@@ -165,7 +166,7 @@ func (s *Store) create(ctx context.Context) error {
 
 func (s *Store) makeDirs() error {
 	for _, dir := range []string{
-		filepath.Join(dirLayers, oci.SHA256), filepath.Join(dirImages, oci.SHA256), dirRefs, dirMounts, dirStaging, dirQuarantine,
+		filepath.Join(dirLayers, oci.SHA256), filepath.Join(dirImages, oci.SHA256), dirRefs, dirMounts, dirStaging, dirQuarantine, dirFacts,
 	} {
 		if err := os.MkdirAll(s.path(dir), dirPerm); err != nil {
 			return err

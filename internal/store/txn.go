@@ -20,6 +20,7 @@ type Txn struct {
 	store   *Store
 	id      oci.DiffID
 	scratch *scratch // nil when the transaction has ended
+	rewrite bool     // the layer is there, and what was written takes its place
 }
 
 // Begin starts to write the layer id, or returns it if it is there: exactly one
@@ -57,6 +58,61 @@ func (s *Store) Begin(ctx context.Context, id oci.DiffID) (*Txn, *Layer, error) 
 		return nil, nil, errors.Join(fmt.Errorf("write layer %s: %w", id, err), c.release())
 	}
 	return &Txn{store: s, id: id, scratch: c}, nil, nil
+}
+
+// Rewrite starts to write a layer that is there in another form, and returns it.
+// [Txn.Commit] then puts the new form in the place of the old one, in one step. It
+// refuses with [ErrInUse] as long as a mount or a pull needs the layer.
+func (s *Store) Rewrite(ctx context.Context, id oci.DiffID) (*Txn, *Layer, error) {
+	if s.readOnly {
+		return nil, nil, fmt.Errorf("rewrite layer %s: store %s: %w", id, s.root, ErrReadOnly)
+	}
+	c, err := s.claim(ctx, id.Digest().Algorithm()+"-"+id.Hex())
+	if err != nil {
+		return nil, nil, fmt.Errorf("rewrite layer %s: %w", id, err)
+	}
+	layer, err := s.Layer(id)
+	if err == nil {
+		err = s.Explain(c.mkdir())
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("rewrite layer %s: %w", id, err), c.release())
+	}
+	return &Txn{store: s, id: id, scratch: c, rewrite: true}, layer, nil
+}
+
+// exchange puts the new form of a layer in the place of the old one, which is then
+// in the staging area. The new one is made durable before, as the old one may be.
+func (t *Txn) exchange(ctx context.Context) error {
+	s := t.store
+	if err := durable.SyncFS(t.scratch.path); err != nil {
+		return err
+	}
+	lock, err := s.lock(ctx, durable.Exclusive)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Release() }()
+	used, _, err := s.leased()
+	if err != nil {
+		return err
+	}
+	mounts, err := s.Mounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		for _, id := range m.Layers {
+			used[id] = true
+		}
+	}
+	if used[t.id] {
+		return fmt.Errorf("a mount or a pull needs it: %w", ErrInUse)
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, t.scratch.path, unix.AT_FDCWD, s.layerPath(t.id), unix.RENAME_EXCHANGE); err != nil {
+		return os.NewSyscallError("renameat2", err)
+	}
+	return errors.Join(durable.SyncDir(filepath.Dir(s.layerPath(t.id))), durable.SyncDir(s.path(dirStaging)))
 }
 
 // dropStaleLayer removes a layer that was never synced before the machine stopped.
@@ -100,9 +156,12 @@ func (t *Txn) Commit(ctx context.Context, record LayerRecord) (*Layer, error) {
 	if err := t.commit(ctx, record); err != nil {
 		return nil, fmt.Errorf("commit layer %s: %w", t.id, s.Explain(err))
 	}
-	record.UnsyncedBoot = s.boot
 	c := t.scratch
 	t.scratch = nil
+	if t.rewrite {
+		return &Layer{LayerRecord: record, Path: s.layerPath(t.id)}, c.discard()
+	}
+	record.UnsyncedBoot = s.boot
 	return &Layer{LayerRecord: record, Path: s.layerPath(t.id)}, c.release()
 }
 
@@ -112,10 +171,17 @@ func (t *Txn) commit(ctx context.Context, record LayerRecord) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{recordName: raw, unsyncedPrefix + s.boot: nil} {
+	files := map[string][]byte{recordName: raw}
+	if !t.rewrite {
+		files[unsyncedPrefix+s.boot] = nil
+	}
+	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(t.scratch.path, name), content, filePerm); err != nil {
 			return err
 		}
+	}
+	if t.rewrite {
+		return t.exchange(ctx)
 	}
 	to := s.layerPath(t.id)
 	if err := os.MkdirAll(filepath.Dir(to), dirPerm); err != nil {

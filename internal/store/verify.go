@@ -139,6 +139,16 @@ func (l *Layer) complete() error {
 			return fmt.Errorf("%s is not a directory", l.FS())
 		}
 		return nil
+	case LayoutEROFS:
+		info, err := os.Lstat(l.Tar())
+		if err != nil {
+			return err
+		}
+		if info.Size() != l.SizeBytes {
+			return fmt.Errorf("%s has %d bytes instead of %d", l.Tar(), info.Size(), l.SizeBytes)
+		}
+		_, err = os.Lstat(l.Index())
+		return err
 	}
 	return fmt.Errorf("layout %q is unknown", l.Layout)
 }
