@@ -1,6 +1,7 @@
 # Everything a newcomer needs: make demo, make test. Everything a change needs: make check.
 SHELL := /bin/bash
-GOFLAGS_BUILD := -trimpath -ldflags=-s\ -w
+# net/http without HTTP/2, which dray does not speak (docs/decisions.md): half a megabyte.
+GOFLAGS_BUILD := -trimpath -tags=nethttpomithttp2 -ldflags=-s\ -w
 export CGO_ENABLED := 0
 PREFIX ?= /usr/local
 
