@@ -14,7 +14,7 @@ import (
 // own, never one beside or above it, but for the pairs in beside.
 var layers = [][]string{
 	{"cmd/dray", "cmd/dray-guest"},
-	{"cmd/internal/cli", "internal/demo"},
+	{"cmd/internal/cli", "internal/demo", "internal/bench"},
 	{"."},
 	{"internal/guest"},
 	{"internal/pull", "internal/mount", "internal/bundle"},
@@ -35,7 +35,7 @@ var homes = map[string][]string{
 	"github.com/BurntSushi/toml":             {"cmd", "internal/guest"},
 	"github.com/VictoriaMetrics/metrics":     {"internal/guest"},
 	"github.com/moby/profiles/seccomp":       {"internal/bundle"},
-	"github.com/containerd/ttrpc":            {"internal/guest", "internal/demo"},
+	"github.com/containerd/ttrpc":            {"internal/guest", "internal/demo", "internal/bench"},
 	"github.com/coreos/go-systemd/v22":       {"internal/guest"},
 	"github.com/klauspost/compress":          {"internal/layer", "internal/apply", "internal/inflate"},
 	"github.com/moby/sys/user":               {"internal/bundle", "internal/userns"},

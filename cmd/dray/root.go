@@ -36,6 +36,7 @@ Every flag is also a key of the settings file and a DRAY_ variable: see
 		newStoreCommand(app),
 		newRegistryCommand(app),
 		newDemoCommand(app),
+		newBenchCommand(app),
 		app.UnshareCommand(),
 		app.ConfigCommand(),
 		newManCommand(),

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dray"
+	"dray/cmd/internal/cli"
+	"dray/internal/bench"
+)
+
+// benchFlags are what `dray bench` can be told.
+type benchFlags struct {
+	corpus, corpusDir, work string
+	only, modes, networks   []string
+	faults                  []string
+	repetitions             int
+	noWarmUp                bool
+	seed                    uint64
+	dropCaches              int
+	timeout                 time.Duration
+	memoryLimit             string
+	saveJSON, limits        string
+	baseline, save, saveDir string
+}
+
+func newBenchCommand(app *cli.App) *cobra.Command {
+	var f benchFlags
+	cmd := &cobra.Command{
+		Use:   "bench SERVER...",
+		Short: "Measure programs that pull images, all in the same way",
+		Long: `Measures every SERVER with every image: individually (a fresh server and store for
+each image) and continuously (one server, all images), against an embedded registry
+on loopback. Prints time, memory, storage, CPU and network, with intervals and ratios.
+
+SERVER is a path, recognised by its name: imagepuller, image-rs or ttrpc-cdh, dray,
+dray-guest; or containerd[:SNAPSHOTTER], podman, skopeo+umoci from the PATH; or
+KIND=PATH or NAME@KIND=PATH; or command:TEMPLATE, any program that pulls {ref} into
+{dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU tar over layers
+that are inflated already).
+
+Images come from a corpus: see "dray bench corpus build". Most servers need root.` + cli.ExitCodes(dray.KindNotFound, dray.KindInterrupted),
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("seed") {
+				f.seed = rand.Uint64() //nolint:gosec // an order that is recorded
+			}
+			return runBench(cmd.Context(), app, f, args)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.corpus, "corpus", "debian", "`kind` of the corpus: debian, built in --corpus-dir when it is missing")
+	flags.StringVar(&f.corpusDir, "corpus-dir", "/var/tmp/dray-corpus", "`directory` of the corpus")
+	flags.StringSliceVar(&f.only, "only", nil, "`names` of images to pull (default: all of the corpus that are not heavy)")
+	flags.StringSliceVar(&f.modes, "mode", nil, "individual, continuous (default both)")
+	flags.StringSliceVar(&f.networks, "net", nil, "`network`s between registry and server: BANDWIDTH[/LATENCY[/JITTER[/PER-CONNECTION]]], as 100mbit/20ms, or loopback")
+	flags.StringSliceVar(&f.faults, "fault", nil, "`faults` of the registry: 503/10, cut/10 or stall=2s/10, for every tenth blob")
+	flags.IntVarP(&f.repetitions, "repetitions", "n", 5, "how often everything is measured")
+	flags.BoolVar(&f.noWarmUp, "no-warm-up", false, "leave out the run of each server that does not count")
+	flags.Uint64Var(&f.seed, "seed", 0, "`number` that the order of runs comes from (default random, recorded)")
+	flags.IntVar(&f.dropCaches, "drop-caches", 3, "what to write to drop_caches before each run as root; 0 keeps the page cache")
+	flags.DurationVar(&f.timeout, "timeout", bench.DefaultTimeout, "how long one run may take")
+	flags.StringVar(&f.memoryLimit, "memory-limit", "", "`size` that the control group of a run is limited to, page cache counted")
+	flags.StringVar(&f.work, "work", "/var/tmp", "`directory` for stores: its file system is what is measured")
+	flags.StringVarP(&f.saveJSON, "output", "o", "", "`file` to write the report to as JSON")
+	flags.StringVar(&f.limits, "limits", "", "`file` of limits, {\"name\": {\"image\", \"time\", \"memory\", \"storage\"}}, to hold the first server to")
+	flags.StringVar(&f.baseline, "baseline", "", "`name` of a saved report to compare with")
+	flags.StringVar(&f.save, "save", "", "`name` to save this report under, as a baseline")
+	flags.StringVar(&f.saveDir, "baseline-dir", "bench-baselines", "`directory` of baselines")
+	cmd.AddCommand(newBenchCorpusCommand(app), newBenchReportCommand(app), newBenchFloorCommand())
+	return cmd
+}
+
+// newBenchFloorCommand is what the server "floor" runs.
+func newBenchFloorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "floor REF", Short: "Fetch, inflate and hash an image, and keep nothing", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return bench.Floor(cmd.Context(), args[0]) },
+	}
+}
+
+func runBench(ctx context.Context, app *cli.App, f benchFlags, servers []string) error {
+	o, err := f.options(ctx, app, servers)
+	if err != nil {
+		return err
+	}
+	var limits *bench.Limits
+	if f.limits != "" {
+		if limits, err = bench.ReadLimits(f.limits); err != nil {
+			return err
+		}
+	}
+	var baseline *bench.Report
+	if f.baseline != "" {
+		if baseline, err = bench.ReadReport(bench.BaselinePath(f.saveDir, f.baseline)); err != nil {
+			return err
+		}
+	}
+	report, err := bench.Bench(ctx, o)
+	if report == nil {
+		return err
+	}
+	return errors.Join(err, finishBench(app, f, report, baseline, limits))
+}
+
+// finishBench prints and saves the report, and says how it went.
+func finishBench(app *cli.App, f benchFlags, report, baseline *bench.Report, limits *bench.Limits) error {
+	if f.saveJSON != "" {
+		if err := report.Write(f.saveJSON); err != nil {
+			return err
+		}
+	}
+	if f.save != "" {
+		if err := bench.SaveBaseline(f.saveDir, f.save, report); err != nil {
+			return err
+		}
+	}
+	if err := printReport(app, report, baseline); err != nil {
+		return err
+	}
+	if limits != nil {
+		exceeded, warnings := limits.Check(report)
+		for _, w := range warnings {
+			_, _ = fmt.Fprintf(app.Stderr, "bench: warning: %s\n", w)
+		}
+		if len(exceeded) > 0 {
+			return fmt.Errorf("bench: %w", errors.Join(exceeded...))
+		}
+	}
+	if report.Failed() {
+		return errors.New("bench: some runs failed: see the report")
+	}
+	return nil
+}
+
+func printReport(app *cli.App, report, baseline *bench.Report) error {
+	if app.Globals.JSON {
+		return app.PrintJSON(report)
+	}
+	return report.WriteText(app.Stdout, baseline)
+}
+
+func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string) (bench.Options, error) {
+	o := bench.Options{
+		Modes: f.modes, Repetitions: f.repetitions, WarmUp: !f.noWarmUp, Seed: f.seed,
+		DropCaches: f.dropCaches, Timeout: f.timeout, Work: f.work, Program: version(), Log: app.Log(),
+		Say: func(format string, args ...any) { _, _ = fmt.Fprintf(app.Stderr, format+"\n", args...) },
+	}
+	var err error
+	for _, m := range f.modes {
+		if m != bench.Individual && m != bench.Continuous {
+			return o, cli.Usage("--mode %q: want individual or continuous", m)
+		}
+	}
+	if f.corpus != "debian" {
+		return o, cli.Usage("--corpus %q: want debian", f.corpus)
+	}
+	if f.memoryLimit != "" {
+		if o.MemoryLimit, err = cli.ParseSize(f.memoryLimit); err != nil {
+			return o, cli.Usage("--memory-limit: %w", err)
+		}
+	}
+	for _, n := range f.networks {
+		network, err := bench.ParseNetwork(n)
+		if err != nil {
+			return o, cli.Usage("%w", err)
+		}
+		o.Networks = append(o.Networks, network)
+	}
+	for _, s := range f.faults {
+		fault, err := bench.ParseFault(s)
+		if err != nil {
+			return o, cli.Usage("%w", err)
+		}
+		o.Faults = append(o.Faults, fault)
+	}
+	for _, s := range servers {
+		r, err := bench.ParseRival(ctx, s)
+		if err != nil {
+			return o, cli.Usage("%w", err)
+		}
+		o.Rivals = append(o.Rivals, r)
+	}
+	o.Images = f.only
+	o.Corpus, err = bench.OpenCorpus(f.corpusDir)
+	if errors.Is(err, bench.ErrNoCorpus) {
+		o.Corpus, err = bench.BuildCorpus(ctx, bench.BuildOptions{Dir: f.corpusDir, Only: f.only, Say: o.Say})
+	}
+	if err == nil && o.Images == nil {
+		o.Images = o.Corpus.LightNames()
+	}
+	return o, err
+}

@@ -1,0 +1,201 @@
+package bench
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"dray/internal/durable"
+)
+
+// SchemaVersion is the version of the JSON that [Report] is: fields may be added
+// within a version; readers refuse a newer one.
+const SchemaVersion = 1
+
+// Report is everything that a bench has found.
+type Report struct {
+	Schema  int           `json:"schema"`
+	Begun   time.Time     `json:"begun"`
+	Seed    uint64        `json:"seed"`
+	Machine Machine       `json:"machine"`
+	Rivals  []*Rival      `json:"rivals"`
+	Images  []CorpusImage `json:"images"`
+	Faults  []Fault       `json:"faults,omitempty"`
+	Notes   []string      `json:"notes,omitempty"` // what could not be measured, and why
+	Runs    []Run         `json:"runs"`
+}
+
+// Machine is where the bench ran.
+type Machine struct {
+	Kernel     string     `json:"kernel"`
+	CPU        string     `json:"cpu"`
+	CPUs       int        `json:"cpus"`
+	Memory     int64      `json:"memory_bytes"`
+	FileSystem string     `json:"file_system"`
+	Cgroup     int        `json:"cgroup_version"` // 0: none could be used
+	Root       bool       `json:"root"`
+	Load       [3]float64 `json:"load"` // before the first run
+	DropCaches int        `json:"drop_caches"`
+	Program    string     `json:"program"` // version of the harness
+}
+
+// Modes of a run.
+const (
+	Individual = "individual" // a fresh server and store for the image
+	Continuous = "continuous" // one server and store for all images, one after another
+)
+
+// Run is one rival asked once, for one image or, in continuous mode, for all.
+type Run struct {
+	Rival      string `json:"rival"`
+	Image      string `json:"image"` // "" in continuous mode
+	Mode       string `json:"mode"`
+	Network    string `json:"network"`
+	Repetition int    `json:"repetition"`
+	Order      int    `json:"order"`             // in which the runs were made
+	Error      string `json:"error,omitempty"`   // the run failed: no figure counts
+	Cleanup    string `json:"cleanup,omitempty"` // what it left behind that could not be removed, or had to be killed
+
+	StartSeconds     float64 `json:"start_seconds,omitempty"`      // from exec to ready
+	Seconds          float64 `json:"seconds"`                      // from the request to the mounted root
+	MountSeconds     float64 `json:"mount_seconds,omitempty"`      // the image is in the store: mounting it once more
+	FirstByteSeconds float64 `json:"first_byte_seconds,omitempty"` // from the request to a byte of a file in the mounted root
+	CPUSeconds       float64 `json:"cpu_seconds"`
+
+	PeakRSS         int64 `json:"peak_rss_bytes"`                   // of the largest process: VmHWM, as time -v says
+	PeakRSSSum      int64 `json:"peak_rss_sum_bytes"`               // of all processes at one moment, sampled
+	IdleRSS         int64 `json:"idle_rss_bytes,omitempty"`         // of the server, before the request
+	PeakCgroup      int64 `json:"peak_cgroup_bytes,omitempty"`      // with page cache and kernel memory
+	PeakCgroupAnon  int64 `json:"peak_cgroup_anon_bytes,omitempty"` // without page cache, sampled
+	OOMKills        int64 `json:"oom_kills,omitempty"`
+	Storage         Usage `json:"storage"`
+	NetworkBytes    int64 `json:"network_bytes"`
+	NetworkRequests int64 `json:"network_requests"`
+
+	OthersCPU float64 `json:"others_cpu"` // share of the machine that others used meanwhile
+	Disturbed bool    `json:"disturbed"`
+	Points    []Point `json:"points,omitempty"`
+}
+
+// ErrNewerSchema reports a report that this program is too old for.
+var ErrNewerSchema = errors.New("the report is of a newer schema: use a newer dray")
+
+// ReadReport reads a report that [Report.Write] wrote.
+func ReadReport(path string) (*Report, error) {
+	raw, err := os.ReadFile(path) //nolint:gosec // the user's file
+	if err != nil {
+		return nil, fmt.Errorf("read report: %w", err)
+	}
+	var head struct{ Schema int }
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return nil, fmt.Errorf("read report %s: %w", path, err)
+	}
+	if head.Schema > SchemaVersion {
+		return nil, fmt.Errorf("read report %s: schema %d, known is %d: %w", path, head.Schema, SchemaVersion, ErrNewerSchema)
+	}
+	if head.Schema < 1 {
+		return nil, fmt.Errorf("read report %s: not a report of dray bench", path)
+	}
+	r := &Report{}
+	if err := json.Unmarshal(raw, r); err != nil {
+		return nil, fmt.Errorf("read report %s: %w", path, err)
+	}
+	return r, nil
+}
+
+// Write writes the report as JSON.
+func (r *Report) Write(path string) error {
+	raw, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	return durable.WriteFile(path, append(raw, '\n'), 0o644)
+}
+
+// Failed tells whether any run failed.
+func (r *Report) Failed() bool {
+	for i := range r.Runs {
+		if r.Runs[i].Error != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Merge adds the runs of other reports, their rivals and images.
+func Merge(reports ...*Report) *Report {
+	merged := *reports[0]
+	for _, r := range reports[1:] {
+		for _, rival := range r.Rivals {
+			if merged.rival(rival.Name) == nil {
+				merged.Rivals = append(merged.Rivals, rival)
+			}
+		}
+		for _, i := range r.Images {
+			if merged.image(i.Name) == nil {
+				merged.Images = append(merged.Images, i)
+			}
+		}
+		if r.Machine.Kernel != merged.Machine.Kernel || r.Machine.CPU != merged.Machine.CPU {
+			merged.Notes = append(merged.Notes, "merged from different machines: compare with care")
+		}
+		merged.Notes = append(merged.Notes, r.Notes...)
+		merged.Runs = append(merged.Runs, r.Runs...)
+	}
+	return &merged
+}
+
+func (r *Report) rival(name string) *Rival {
+	for _, x := range r.Rivals {
+		if x.Name == name {
+			return x
+		}
+	}
+	return nil
+}
+
+func (r *Report) image(name string) *CorpusImage {
+	for i := range r.Images {
+		if r.Images[i].Name == name {
+			return &r.Images[i]
+		}
+	}
+	return nil
+}
+
+// cell chooses the runs of one line of the report.
+type cell struct{ Rival, Image, Mode, Network string }
+
+// of returns the successful runs of a cell.
+func (r *Report) of(c cell) (runs []*Run) {
+	for i := range r.Runs {
+		run := &r.Runs[i]
+		if (cell{run.Rival, run.Image, run.Mode, run.Network}) == c && run.Error == "" {
+			runs = append(runs, run)
+		}
+	}
+	return runs
+}
+
+// values returns one figure of each run.
+func values(runs []*Run, figure func(*Run) float64) []float64 {
+	v := make([]float64, len(runs))
+	for i, r := range runs {
+		v[i] = figure(r)
+	}
+	return v
+}
+
+// networks lists the networks of the runs, in the order of their appearance by name.
+func (r *Report) networks() (names []string) {
+	seen := map[string]bool{}
+	for i := range r.Runs {
+		if n := r.Runs[i].Network; !seen[n] {
+			seen[n] = true
+			names = append(names, n)
+		}
+	}
+	return names
+}

@@ -1,0 +1,138 @@
+package bench
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/ttrpc"
+
+	"dray/internal/guest/api"
+)
+
+// service is a program that serves api.ImagePullService over ttrpc.
+//
+// What follows the path after a space is added to the server's command line.
+func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
+	words := strings.Fields(command)
+	if len(words) == 0 {
+		return nil, fmt.Errorf("server %s: no path", r.Name)
+	}
+	path, extra := words[0], words[1:]
+	if path == r.Kind && filepath.Base(path) == path {
+		if _, err := os.Stat(path); err == nil {
+			path = "./" + path // a file of that name here comes before the PATH
+		}
+	}
+	found, err := find(path)
+	if err != nil {
+		return nil, err
+	}
+	r.Path = found
+	r.ready, r.ask = listening, pullByService("")
+	r.mount = r.ask // asked again, for another bundle
+	r.prepare = func(context.Context, *site, request) error { return nil }
+	switch r.Kind {
+	case "dray", "dray-guest":
+		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
+		r.ask = pullByService("http://")
+		r.mount = r.ask
+		r.server = func(s *site) []string {
+			return append([]string{
+				found, "serve", "--storepath", s.store, "--listen", s.socket, "--rootless", "never", "--config", "/dev/null", "--progress", "none",
+			}, extra...)
+		}
+	case "imagepuller":
+		r.Version = fingerprint(found)
+		r.server = func(s *site) []string { return append([]string{found, "--storepath", s.store}, extra...) }
+		// newer ones take --listen neither: the socket is where Contrast has it
+		const socket = "/run/guest-services/imagepull.socket"
+		r.prepare = func(_ context.Context, s *site, _ request) error {
+			s.socket = socket
+			return os.MkdirAll(filepath.Dir(socket), 0o700)
+		}
+	case "image-rs":
+		r.Version = fingerprint(found)
+		r.prepare = writeHubConfig
+		r.server = func(s *site) []string {
+			return append([]string{found, "-c", filepath.Join(s.state, "cdh.toml")}, extra...)
+		}
+	}
+	return r, nil
+}
+
+// pullByService asks the service for the image, its reference prefixed.
+func pullByService(prefix string) func(context.Context, *site, request) error {
+	return func(ctx context.Context, s *site, r request) error {
+		conn, err := dial(ctx, s)
+		if err != nil {
+			return fmt.Errorf("connect to the server: %w", err)
+		}
+		client := ttrpc.NewClient(conn)
+		defer func() { _ = client.Close() }()
+		_, err = api.NewImagePullServiceClient(client).PullImage(ctx, &api.ImagePullRequest{ImageUrl: prefix + r.reference, BundlePath: r.bundle})
+		if err != nil {
+			return fmt.Errorf("the server answered: %w", err)
+		}
+		return nil
+	}
+}
+
+// writeHubConfig configures a Confidential Data Hub for the site's store and registry.
+func writeHubConfig(_ context.Context, s *site, _ request) error {
+	config := "socket = " + strconv.Quote("unix://"+s.socket) + `
+
+[kbc]
+name = "offline_fs_kbc"
+url = ""
+
+[image]
+work_dir = ` + strconv.Quote(s.store) + `
+
+[[image.registry_config.registry]]
+prefix = ` + strconv.Quote(s.registry) + `
+location = ` + strconv.Quote(s.registry) + `
+insecure = true
+`
+	return os.WriteFile(filepath.Join(s.state, "cdh.toml"), []byte(config), 0o600)
+}
+
+// fingerprint names a program that does not tell its version: size and digest.
+func fingerprint(path string) string {
+	f, err := os.Open(path) //nolint:gosec // the user's program
+	if err != nil {
+		return "unknown"
+	}
+	defer func() { _ = f.Close() }()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%d bytes, sha256:%.12x", n, h.Sum(nil))
+}
+
+// commandRival is any program that pulls {ref} into {dir} and ends.
+func commandRival(name, template string) (*Rival, error) {
+	if template == "" {
+		return nil, errors.New("server command: the template is empty")
+	}
+	r := &Rival{Name: name, Kind: "command", Version: "unknown"}
+	r.ask = func(ctx context.Context, s *site, q request) error {
+		dir := q.rootfs()
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		// the shell gets both as variables, not as text
+		argv := []string{"/bin/sh", "-c", expand(template)}
+		_, err := s.run(ctx, argv, "BENCH_REF="+q.reference, "BENCH_DIR="+dir, "BENCH_STORE="+s.store, "HOME="+s.state, "TMPDIR="+s.state)
+		return err
+	}
+	return r, nil
+}

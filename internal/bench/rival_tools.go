@@ -1,0 +1,161 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// expand turns a template's {ref}, {dir} and {store} into variables of the shell.
+func expand(template string) string {
+	return strings.NewReplacer("{ref}", `"$BENCH_REF"`, "{dir}", `"$BENCH_DIR"`, "{store}", `"$BENCH_STORE"`).Replace(template)
+}
+
+// containerd is Debian's or any other containerd, asked through ctr.
+func (r *Rival) containerd(ctx context.Context, snapshotter string) (*Rival, error) {
+	daemon, err := find("containerd")
+	ctr, ctrErr := find("ctr")
+	if err = errors.Join(err, ctrErr); err != nil {
+		return nil, err
+	}
+	if snapshotter == "" {
+		snapshotter = "overlayfs"
+	}
+	r.Path, r.Version = daemon, versionOf(ctx, daemon, "--version")
+	r.prepare = func(_ context.Context, s *site, _ request) error {
+		config := "version = 2\nroot = " + strconv.Quote(s.store) + "\nstate = " + strconv.Quote(filepath.Join(s.state, "c")) +
+			"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = " + strconv.Quote(s.socket) + "\n"
+		return os.WriteFile(filepath.Join(s.state, "config.toml"), []byte(config), 0o600)
+	}
+	r.server = func(s *site) []string {
+		return []string{daemon, "-c", filepath.Join(s.state, "config.toml"), "-l", "error"}
+	}
+	client := func(s *site, args ...string) []string { return append([]string{ctr, "-a", s.socket}, args...) }
+	r.ready = func(ctx context.Context, s *site) error {
+		if err := listening(ctx, s); err != nil {
+			return err
+		}
+		return poll(ctx, s.server, func() error { // it listens before it can answer
+			_, err := runQuiet(ctx, "", ctr, "-a", s.socket, "version")
+			return err
+		})
+	}
+	r.mount = func(ctx context.Context, s *site, q request) error {
+		if err := os.MkdirAll(q.rootfs(), 0o700); err != nil {
+			return err
+		}
+		_, err := s.run(ctx, client(s, "images", "mount", "--snapshotter", snapshotter, "--rw", q.reference, q.rootfs()))
+		return err
+	}
+	r.ask = func(ctx context.Context, s *site, q request) error {
+		if _, err := s.run(ctx, client(s, "images", "pull", "--plain-http", "--snapshotter", snapshotter, q.reference)); err != nil {
+			return err
+		}
+		return r.mount(ctx, s, q)
+	}
+	return r, nil
+}
+
+// podman pulls into a storage of its own and mounts a read-only image, as root.
+func (r *Rival) podman(ctx context.Context) (*Rival, error) {
+	podman, err := find("podman")
+	if err != nil {
+		return nil, err
+	}
+	r.Path, r.Version = podman, versionOf(ctx, podman, "--version")
+	command := func(s *site, args ...string) []string {
+		return append([]string{
+			podman, "--root", s.store, "--runroot", filepath.Join(s.state, "run"), "--tmpdir", filepath.Join(s.state, "tmp"),
+			"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none",
+		}, args...)
+	}
+	environment := func(s *site) []string {
+		return []string{"TMPDIR=" + s.state, "CONTAINERS_STORAGE_CONF=" + filepath.Join(s.state, "storage.conf")}
+	}
+	r.prepare = func(_ context.Context, s *site, _ request) error {
+		return os.WriteFile(filepath.Join(s.state, "storage.conf"), []byte("[storage]\ndriver = \"overlay\"\ngraphroot = "+
+			strconv.Quote(s.store)+"\nrunroot = "+strconv.Quote(filepath.Join(s.state, "run"))+"\n"), 0o600)
+	}
+	r.mount = func(ctx context.Context, s *site, q request) error {
+		out, err := s.run(ctx, command(s, "image", "mount", q.reference), environment(s)...)
+		if err != nil {
+			return err
+		}
+		if err := os.Remove(q.rootfs()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return os.Symlink(strings.TrimSpace(out), q.rootfs()) // podman chooses where it mounts
+	}
+	r.ask = func(ctx context.Context, s *site, q request) error {
+		if _, err := s.run(ctx, command(s, "pull", "--quiet", "--tls-verify=false", q.reference), environment(s)...); err != nil {
+			return err
+		}
+		return r.mount(ctx, s, q)
+	}
+	return r, nil
+}
+
+// skopeo copies the image to a layout, and umoci unpacks that, layer after layer.
+func (r *Rival) skopeo(ctx context.Context) (*Rival, error) {
+	skopeo, err := find("skopeo")
+	umoci, umociErr := find("umoci")
+	if err = errors.Join(err, umociErr); err != nil {
+		return nil, err
+	}
+	r.Path = skopeo
+	r.Version = versionOf(ctx, skopeo, "--version") + ", " + versionOf(ctx, umoci, "--version")
+	r.ask = func(ctx context.Context, s *site, q request) error {
+		layout := filepath.Join(s.store, "layout")
+		if _, err := s.run(ctx, []string{skopeo, "copy", "--quiet", "--src-tls-verify=false", "docker://" + q.reference, "oci:" + layout + ":image"}, "TMPDIR="+s.state); err != nil {
+			return err
+		}
+		unpacked := filepath.Join(s.store, filepath.Base(q.bundle))
+		if _, err := s.run(ctx, []string{umoci, "unpack", "--image", layout + ":image", unpacked}); err != nil {
+			return err
+		}
+		return os.Symlink(filepath.Join(unpacked, "rootfs"), q.rootfs())
+	}
+	return r, nil
+}
+
+// own is a part of the work, done by this program: what any puller has to do at
+// least (floor), or GNU tar over layers that are inflated already (untar).
+func (r *Rival) own() (*Rival, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	r.Path = self
+	r.Version = "this program"
+	if r.Kind == "floor" {
+		r.ask = func(ctx context.Context, s *site, q request) error {
+			_, err := s.run(ctx, []string{self, "bench", "floor", q.reference})
+			return err
+		}
+		return r, nil
+	}
+	tars := func(s *site) string { return filepath.Join(s.state, "tars") }
+	r.prepare = func(ctx context.Context, s *site, q request) error {
+		return inflateLayers(ctx, q.reference, tars(s))
+	}
+	r.ask = func(ctx context.Context, s *site, q request) error {
+		found, err := filepath.Glob(filepath.Join(tars(s), "*.tar"))
+		if err != nil {
+			return err
+		}
+		for _, name := range found {
+			into := filepath.Join(s.store, strings.TrimSuffix(filepath.Base(name), ".tar"))
+			if err := os.MkdirAll(into, 0o700); err != nil {
+				return err
+			}
+			if _, err := s.run(ctx, []string{"tar", "-xf", name, "-C", into}); err != nil {
+				return err
+			}
+		}
+		return os.Symlink(s.store, q.rootfs())
+	}
+	return r, nil
+}

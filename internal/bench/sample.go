@@ -1,0 +1,173 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// sampleInterval is how often memory is looked at.
+const sampleInterval = 10 * time.Millisecond
+
+// maxPoints bounds the series of one run; a long one is thinned out.
+const maxPoints = 500
+
+// Point is what the processes of a run held and had used at one moment.
+type Point struct {
+	Seconds    float64 `json:"s"`   // since the request
+	RSSBytes   int64   `json:"rss"` // sum over all processes
+	CPUSeconds float64 `json:"cpu"` // since the run began
+}
+
+// sampler watches the processes of a run.
+type sampler struct {
+	site *site
+	stop chan struct{} // closed to end it
+	done sync.WaitGroup
+
+	mu          sync.Mutex // guards the fields below
+	begin       time.Time
+	points      []Point
+	every       int // of the samples, one of so many is kept
+	count       int
+	peakSum     int64 // largest sum of RSS
+	peakProcess int64 // largest VmHWM of one process
+	peakAnon    int64 // largest anonymous memory of the group
+}
+
+func startSampler(s *site) *sampler {
+	m := &sampler{site: s, stop: make(chan struct{}), begin: time.Now(), every: 1}
+	m.done.Go(func() {
+		tick := time.NewTicker(sampleInterval)
+		defer tick.Stop()
+		for {
+			m.sample()
+			select {
+			case <-tick.C:
+			case <-m.stop:
+				return
+			}
+		}
+	})
+	return m
+}
+
+// restart begins the series anew: the request is about to be made.
+func (m *sampler) restart() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.begin, m.points, m.every, m.count = time.Now(), nil, 1, 0
+}
+
+// end takes a last sample and stops.
+func (m *sampler) end() {
+	m.sample()
+	close(m.stop)
+	m.done.Wait()
+}
+
+func (m *sampler) sample() {
+	var sum, process int64
+	for _, pid := range m.site.processes() {
+		rss, peak := residentBytes(pid)
+		sum += rss
+		process = max(process, peak)
+	}
+	anon := m.site.groups.anonymousBytes()
+	cpu := m.site.groups.cpuSeconds()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.peakSum, m.peakProcess, m.peakAnon = max(m.peakSum, sum), max(m.peakProcess, process), max(m.peakAnon, anon)
+	if m.count%m.every == 0 {
+		m.points = append(m.points, Point{time.Since(m.begin).Seconds(), sum, cpu})
+	}
+	m.count++
+	if len(m.points) > maxPoints {
+		kept := m.points[:0]
+		for i := 0; i < len(m.points); i += 2 {
+			kept = append(kept, m.points[i])
+		}
+		m.points = kept
+		m.every *= 2
+	}
+}
+
+// residentBytes returns what a process holds and the most it ever held.
+func residentBytes(pid int) (now, peak int64) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, 0 // it has ended
+	}
+	for line := range strings.Lines(string(raw)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "VmHWM" && name != "VmRSS" {
+			continue
+		}
+		kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64) // 0 is unknown
+		if name == "VmHWM" {
+			peak = kib << 10
+		} else {
+			now = kib << 10
+		}
+	}
+	return now, peak
+}
+
+// descendants returns the processes whose ancestor is root, and root.
+func descendants(root int) []int {
+	parents := map[int]int{}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+		if err != nil {
+			continue // it has ended
+		}
+		// pid (name, which may hold anything) state parent …
+		_, rest, _ := strings.Cut(string(raw[max(0, strings.LastIndexByte(string(raw), ')')):]), " ")
+		if fields := strings.Fields(rest); len(fields) > 1 {
+			parents[pid], _ = strconv.Atoi(fields[1])
+		}
+	}
+	found := []int{root}
+	for i := 0; i < len(found); i++ {
+		for pid, parent := range parents {
+			if parent == found[i] && !slices.Contains(found, pid) {
+				found = append(found, pid)
+			}
+		}
+	}
+	return found
+}
+
+// busySeconds returns the CPU time that the whole machine has used, without idle
+// time and waiting for disks.
+func busySeconds() float64 {
+	raw, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(raw), "\n")
+	fields := strings.Fields(line)
+	const ticksPerSecond = 100 // USER_HZ, fixed on Linux
+	var ticks int64
+	for i, f := range fields {
+		if i == 0 || i == 4 || i == 5 || i > 8 { // name, idle, iowait; guests are counted as users
+			continue
+		}
+		n, _ := strconv.ParseInt(f, 10, 64) // 0 is unknown
+		ticks += n
+	}
+	return float64(ticks) / ticksPerSecond
+}

@@ -1,0 +1,258 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// site is where one rival runs: its directory and its control groups.
+type site struct {
+	dir      string // everything of the run
+	store    string // what the rival keeps
+	state    string // sockets, configuration, what is no part of the store
+	socket   string
+	registry string // host:port of the registry
+	groups   *groups
+	server   *process
+	commands []*process // one-shot commands that are running
+}
+
+// newSite makes a site below dir.
+func newSite(dir, id, registry string, memoryLimit int64) (*site, error) {
+	s := &site{dir: filepath.Join(dir, id), registry: registry}
+	s.store, s.state = filepath.Join(s.dir, "store"), filepath.Join(s.dir, "state")
+	s.socket = filepath.Join(s.state, "s.socket")
+	for _, d := range []string{s.store, s.state} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("make site: %w", err)
+		}
+	}
+	var err error
+	s.groups, err = newGroups(groupPrefix+strconv.Itoa(os.Getpid())+"-"+id, memoryLimit)
+	if err != nil && memoryLimit > 0 {
+		return nil, errors.Join(err, s.groups.remove(), os.RemoveAll(s.dir))
+	}
+	return s, nil
+}
+
+// processes returns who belongs to the run now.
+func (s *site) processes() []int {
+	if s.groups.memory != "" {
+		return s.groups.processes()
+	}
+	var pids []int
+	for _, p := range append(slices.Clone(s.commands), s.server) {
+		if p != nil {
+			pids = append(pids, descendants(p.cmd.Process.Pid)...)
+		}
+	}
+	return pids
+}
+
+// process is a program that the bench has started.
+type process struct {
+	cmd    *exec.Cmd
+	log    *os.File
+	ended  chan struct{} // closed when it has
+	err    error         // how; to be read after ended
+	usage  *syscall.Rusage
+	output bytes.Buffer
+}
+
+// joinScript puts itself into the groups and becomes the program.
+const joinScript = `n=$1; shift; while [ "$n" -gt 0 ]; do echo $$ >"$1" || exit 125; shift; n=$((n-1)); done; exec "$@"`
+
+// start starts a program inside the site's groups. Its complaints go to a log file.
+func (s *site) start(argv []string, environment ...string) (*process, error) {
+	files := s.groups.joinFiles()
+	args := append([]string{"-c", joinScript, "join", strconv.Itoa(len(files))}, append(files, argv...)...)
+	p := &process{cmd: exec.Command("/bin/sh", args...), ended: make(chan struct{})} //nolint:gosec,noctx // the user's own program, stopped in order
+	p.cmd.Env = append(os.Environ(), environment...)
+	p.cmd.Dir = s.state
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	var err error
+	if p.log, err = os.CreateTemp(s.state, "log-"); err != nil {
+		return nil, fmt.Errorf("start %s: %w", argv[0], err)
+	}
+	p.cmd.Stderr, p.cmd.Stdout = p.log, &p.output
+	if err := p.cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", argv[0], err), p.log.Close())
+	}
+	go func() { // ends with the process, which stop and run wait for
+		p.err = p.cmd.Wait()
+		p.usage, _ = p.cmd.ProcessState.SysUsage().(*syscall.Rusage)
+		close(p.ended)
+	}()
+	return p, nil
+}
+
+// said returns the end of what the program complained of.
+func (p *process) said() string {
+	raw, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		return ""
+	}
+	return string(raw[max(0, len(raw)-maxSaid):])
+}
+
+// run runs a program to its end.
+func (s *site) run(ctx context.Context, argv []string, environment ...string) (string, error) {
+	p, err := s.start(argv, environment...)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = p.log.Close() }()
+	s.commands = append(s.commands, p)
+	defer func() { s.commands = slices.DeleteFunc(s.commands, func(q *process) bool { return q == p }) }()
+	select {
+	case <-p.ended:
+	case <-ctx.Done():
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
+		<-p.ended
+		return "", context.Cause(ctx)
+	}
+	if p.err != nil {
+		return "", fmt.Errorf("%s: %w", filepath.Base(argv[0]), said(p.err, p.said()))
+	}
+	return p.output.String(), nil
+}
+
+// stopGrace is how long a server may take to stop.
+const stopGrace = 10 * time.Second
+
+// close ends everything that the run has started and removes everything it has
+// made: processes, mounts, directories, groups.
+func (s *site) close(ctx context.Context) error {
+	var problems []error
+	if s.server != nil {
+		_ = s.server.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		timer := time.NewTimer(stopGrace)
+		select {
+		case <-s.server.ended:
+		case <-timer.C:
+			problems = append(problems, errors.New("the server did not stop when asked to, and was killed"))
+			_ = syscall.Kill(-s.server.cmd.Process.Pid, syscall.SIGKILL)
+			<-s.server.ended
+		}
+		timer.Stop()
+		_ = s.server.log.Close()
+	}
+	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), os.RemoveAll(s.dir), s.groups.remove())
+	return errors.Join(problems...)
+}
+
+// killGroup kills who is left in the groups and waits until they are empty.
+func killGroup(ctx context.Context, g *groups) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left := g.processes()
+		if len(left) == 0 {
+			return nil
+		}
+		for _, pid := range left {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("kill what is left of the run: processes %v stay", left)
+		}
+	}
+}
+
+// unmountBelow takes away every mount in a directory, the innermost first.
+func unmountBelow(dir string) error {
+	mounts, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(mounts) {
+		if e := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); e != nil {
+			err = errors.Join(err, fmt.Errorf("unmount %s: %w", m, e))
+		}
+	}
+	return err
+}
+
+// mountsBelow lists the mount points in a directory, outer ones first.
+func mountsBelow(dir string) ([]string, error) {
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	var found []string
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(raw)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		if target := unescape.Replace(fields[4]); strings.HasPrefix(target, dir+"/") {
+			found = append(found, target)
+		}
+	}
+	return found, nil
+}
+
+// Usage is what a directory takes on the disk, hard links counted once.
+type Usage struct {
+	Blocks   int64 `json:"blocks_bytes"`
+	Apparent int64 `json:"apparent_bytes"`
+	Files    int64 `json:"files"`
+}
+
+// diskUsage measures dir without what is mounted in it.
+func diskUsage(dir string) (u Usage, err error) {
+	type inode struct{ device, number uint64 }
+	seen := map[inode]bool{}
+	var device uint64
+	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it went away meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		if path == dir {
+			device = st.Dev
+		}
+		if st.Dev != device {
+			return fs.SkipDir
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
+			id := inode{st.Dev, st.Ino}
+			if seen[id] {
+				return nil
+			}
+			seen[id] = true
+		}
+		u.Blocks += st.Blocks * 512
+		u.Apparent += st.Size
+		u.Files++
+		return nil
+	})
+	if err != nil {
+		return u, fmt.Errorf("measure %s: %w", dir, err)
+	}
+	return u, nil
+}
