@@ -3,6 +3,7 @@ package dray
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"dray/internal/bundle"
 	"dray/internal/layer"
@@ -50,7 +51,7 @@ func KindOf(err error) Kind {
 		{KindDenied, []error{ErrNeedsDigest}},
 		{KindUnverified, []error{stream.ErrMismatch, layer.ErrFormat, oci.ErrManifest, stream.ErrTooLarge}},
 		{KindCorrupt, []error{store.ErrCorrupt, store.ErrVersion}},
-		{KindNoSpace, []error{store.ErrNoSpace}},
+		{KindNoSpace, []error{store.ErrNoSpace, syscall.ENOSPC, syscall.EDQUOT}},
 		{KindBusy, []error{store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
 		{KindNotFound, []error{registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, mount.ErrNotMounted, bundle.ErrUser}},
