@@ -26,7 +26,7 @@ var layers = [][]string{
 }
 
 // testOnly may be imported by tests of every package, and by no program.
-var testOnly = []string{"internal/testkit"}
+var testOnly = []string{"internal/testkit", "test"}
 
 // homes says where each third-party module may be imported. Everything else is
 // refused: a dependency needs a reason in docs/decisions.md and a line here.
