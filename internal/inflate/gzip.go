@@ -7,9 +7,7 @@ import (
 )
 
 const (
-	gzipID1     = 0x1f
-	gzipID2     = 0x8b
-	gzipDeflate = 8
+	gzipMagic = "\x1f\x8b\x08" // the method included
 
 	flagHeaderCRC = 1 << 1
 	flagExtra     = 1 << 2
@@ -38,7 +36,7 @@ func (s *source) header() error {
 			return err
 		}
 		fixed[i] = b
-		if i == 0 && b != gzipID1 {
+		if i < len(gzipMagic) && b != gzipMagic[i] {
 			s.pos-- // it is not ours to take: layer looks whether it begins padding
 			return errMagic
 		}
@@ -47,6 +45,20 @@ func (s *source) header() error {
 		}
 	}
 	return noEOF(h.optional(fixed[3]))
+}
+
+// checkMagic returns errMagic if the source is a [bufio.Reader] that does not go
+// on with a gzip header, without taking a byte.
+func (s *source) checkMagic() error {
+	if s.peek == nil {
+		return nil
+	}
+	s.release()
+	b, _ := s.peek.Peek(len(gzipMagic)) // what is missing, header finds out
+	if string(b) != gzipMagic[:len(b)] {
+		return errMagic
+	}
+	return nil
 }
 
 // headerReader reads the bytes of a header, and sums them.

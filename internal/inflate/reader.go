@@ -76,7 +76,7 @@ type Reader struct {
 
 // NewReader returns a reader of the gzip stream src, one or more members up to
 // the end of src. It does no I/O. Of a [bufio.Reader], it takes no byte past
-// the stream. Close gives its memory back.
+// the stream, and none of what [ErrTrailing] tells of. Close gives its memory back.
 func NewReader(src io.Reader) *Reader {
 	r := &Reader{format: formatGzip}
 	r.Reset(src)
@@ -291,7 +291,13 @@ func (r *Reader) beginMember() error {
 			return io.EOF
 		}
 	} else {
-		err := r.st.src.header()
+		var err error
+		if r.members > 0 {
+			err = r.st.src.checkMagic()
+		}
+		if err == nil {
+			err = r.st.src.header()
+		}
 		switch {
 		case r.members == 0:
 			err = noEOF(err)

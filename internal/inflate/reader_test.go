@@ -96,6 +96,23 @@ func TestBufioIsLeftBehindStream(t *testing.T) {
 	}
 }
 
+func TestBufioIsLeftBehindMembers(t *testing.T) {
+	t.Parallel()
+	in := compress(t, generate("text", 1000, 1), 6)
+	for _, behind := range []string{"x", "\x00\x00", "\x1fx", "\x1f\x8bx and more", "much more of it"} {
+		src := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(in), strings.NewReader(behind)), 16)
+		r := NewReader(src)
+		if _, err := readWith(r, 5000, 1<<30); !errors.Is(err, ErrTrailing) {
+			t.Errorf("%q behind: %v", behind, err)
+		}
+		rest, err := io.ReadAll(src)
+		if err != nil || string(rest) != behind {
+			t.Errorf("%q behind: rest %q, %v", behind, rest, err)
+		}
+		_ = r.Close()
+	}
+}
+
 func TestMembersAndTrailers(t *testing.T) {
 	t.Parallel()
 	a, b := generate("text", 90_000, 1), generate("binary", 150_000, 2)
