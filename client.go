@@ -40,6 +40,8 @@ type Options struct {
 	InsecureSkipVerify bool                                  // any certificate will do
 	Proxy              func(*http.Request) (*url.URL, error) // nil: as the environment says
 
+	Layout Layout // how new layers are stored; "": [LayoutAuto]
+
 	Workers int           // layers in flight at once; 0: one per CPU
 	Memory  int64         // bytes that buffers may take together; 0: what the workers need
 	Linger  time.Duration // how long a layer goes on when nobody waits for it any more; 0: not at all
@@ -79,6 +81,7 @@ type Client struct {
 	registry *registry.Client
 	engine   *pull.Engine
 	mounter  *mount.Mounter
+	layouts  layouts
 	budget   *stream.Budget
 	log      *slog.Logger
 }
@@ -107,6 +110,9 @@ func New(ctx context.Context, o Options) (*Client, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := o.Layout.check(); err != nil {
+		return nil, err
 	}
 	platform := oci.HostPlatform()
 	if o.Platform != "" {
@@ -151,7 +157,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 		form = apply.User
 	}
 	c.engine, err = pull.New(pull.Options{
-		Store: c.store, Workers: o.Workers, Linger: o.Linger, Sync: o.Sync,
+		Store: c.store, Workers: o.Workers, Linger: o.Linger, Sync: o.Sync, Layout: c.chooseLayout,
 		Apply: apply.Options{Whiteouts: form, UserNS: inside, IgnoreChownErrors: inside && userns.SingleID(), Log: o.Log},
 		Log:   o.Log,
 	})

@@ -14,7 +14,15 @@ import (
 // newClient opens a store of the test's own.
 func newClient(t *testing.T) *dray.Client {
 	t.Helper()
-	client, err := dray.New(t.Context(), dray.Options{Store: filepath.Join(t.TempDir(), "store"), AuthFiles: []string{}, Sync: dray.SyncNever})
+	return newClientFor(t, dray.LayoutAuto)
+}
+
+// layouts are what a test of layers has to pass in.
+func layouts() []dray.Layout { return []dray.Layout{dray.LayoutAuto, dray.LayoutDir} }
+
+func newClientFor(t *testing.T, layout dray.Layout) *dray.Client {
+	t.Helper()
+	client, err := dray.New(t.Context(), dray.Options{Store: filepath.Join(t.TempDir(), "store"), AuthFiles: []string{}, Sync: dray.SyncNever, Layout: layout})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +53,13 @@ func mountAt(t *testing.T, client *dray.Client, reference, dir string, o dray.Mo
 // deserves, and leaves a store without problems.
 func TestOddImages(t *testing.T) { //nolint:paralleltest // mounts
 	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	for _, layout := range layouts() {
+		t.Run(string(layout), func(t *testing.T) { testOddImages(t, layout) })
+	}
+}
+
+func testOddImages(t *testing.T, layout dray.Layout) {
+	t.Helper()
 	for _, odd := range testkit.Odd() {
 		t.Run(odd.Name, func(t *testing.T) {
 			testkit.Need(t, odd.Needs...)
@@ -54,7 +69,7 @@ func TestOddImages(t *testing.T) { //nolint:paralleltest // mounts
 			dir := t.TempDir()
 			odd.Write(t, testkit.LayoutAt(t, dir), "odd")
 			reference := testkit.Registry(t, dir).Ref("some/name:odd")
-			client := newClient(t)
+			client := newClientFor(t, layout)
 			target := filepath.Join(t.TempDir(), "rootfs")
 			_, err := client.Mount(t.Context(), reference, target, dray.MountOptions{ReadOnly: true})
 			if odd.Verdict != testkit.Good {
@@ -170,23 +185,45 @@ func TestRequireDigest(t *testing.T) {
 
 func TestStoreLosesALayer(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	built := testkit.Image(t).Layer(testkit.File("x", "y")).Write(testkit.LayoutAt(t, dir), "v1")
-	client := newClient(t)
-	reference := "local://" + dir + ":v1"
-	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+	for _, layout := range layouts() {
+		t.Run(string(layout), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			built := testkit.Image(t).Layer(testkit.File("x", "y")).Write(testkit.LayoutAt(t, dir), "v1")
+			client := newClientFor(t, layout)
+			reference := "local://" + dir + ":v1"
+			if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			damage(t, filepath.Join(client.Store(), "layers", "sha256", built.DiffIDs[0].Hex()))
+			report, err := client.Verify(t.Context(), dray.VerifyOptions{Repair: true})
+			if err != nil || len(report.Problems) == 0 {
+				t.Fatalf("a changed file was not found: %+v (%v)", report, err)
+			}
+			if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			wantSound(t, client)
+		})
+	}
+}
+
+// damage changes the last byte of a file of a layer, in either layout.
+func damage(t *testing.T, layer string) {
+	t.Helper()
+	path := filepath.Join(layer, "fs", "x")
+	if _, err := os.Stat(path); err != nil {
+		path = filepath.Join(layer, "layer.tar")
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err == nil {
+		var info os.FileInfo
+		if info, err = f.Stat(); err == nil {
+			_, err = f.WriteAt([]byte("z"), info.Size()-1)
+		}
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	tree := filepath.Join(client.Store(), "layers", "sha256", built.DiffIDs[0].Hex(), "fs")
-	if err := os.WriteFile(filepath.Join(tree, "x"), []byte("z"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	report, err := client.Verify(t.Context(), dray.VerifyOptions{Repair: true})
-	if err != nil || len(report.Problems) == 0 {
-		t.Fatalf("a changed file was not found: %+v (%v)", report, err)
-	}
-	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	wantSound(t, client)
 }

@@ -58,7 +58,7 @@ func KindOf(err error) Kind {
 		{KindUsage, []error{oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
-		{KindOther, []error{pull.ErrUnsupported}},
+		{KindOther, []error{pull.ErrUnsupported, ErrLayout}},
 	} {
 		for _, sentinel := range k.sentinels {
 			if errors.Is(err, sentinel) {

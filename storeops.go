@@ -121,8 +121,16 @@ func (c *Client) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, err
 	return c.store.Verify(ctx, store.VerifyOptions{Repair: o.Repair, Check: check})
 }
 
-// checkLayer holds a layer's tree against its journal.
-func (c *Client) checkLayer(ctx context.Context, l *store.Layer) (problems []string, err error) {
+// checkLayer holds a layer against what it said when it was pulled.
+func (c *Client) checkLayer(ctx context.Context, l *store.Layer) ([]string, error) {
+	if l.Layout == store.LayoutEROFS {
+		return c.checkIndexed(ctx, l)
+	}
+	return c.checkTree(ctx, l)
+}
+
+// checkTree holds a layer's tree against its journal.
+func (c *Client) checkTree(ctx context.Context, l *store.Layer) (problems []string, err error) {
 	root, err := os.Open(l.FS())
 	if err != nil {
 		return []string{err.Error()}, nil

@@ -19,7 +19,7 @@ func newStoreCommand(app *cli.App) *cobra.Command {
 		Short: "Look after what has been pulled",
 	}
 	cmd.AddCommand(
-		newStoreLs(app), newStoreInspect(app), newStoreRm(app), newStoreGC(app), newStoreVerify(app), newStoreDu(app),
+		newStoreLs(app), newStoreInspect(app), newStoreRm(app), newStoreGC(app), newStoreVerify(app), newStoreDu(app), newStoreConvert(app),
 	)
 	return cmd
 }
@@ -89,13 +89,27 @@ func listImages(app *cli.App, client *dray.Client) error {
 }
 
 func newStoreInspect(app *cli.App) *cobra.Command {
-	var raw, config bool
+	var raw, config, layouts bool
 	cmd := &cobra.Command{
-		Use:   "inspect REF",
-		Short: "Show all that is known of an image",
-		Long:  "Prints the image's evidence, references and layers as JSON, or its manifest or\nconfiguration byte for byte." + cli.ExitCodes(dray.KindNotFound, dray.KindCorrupt),
-		Args:  cobra.ExactArgs(1),
-		RunE: withStore(app, func(_ *cobra.Command, args []string, client *dray.Client) error {
+		Use:   "inspect REF | inspect --layouts",
+		Short: "Show all that is known of an image, or what the store's machine can do",
+		Long: `Prints the image's evidence, references and layers as JSON, or its manifest or
+configuration byte for byte. With --layouts, prints how layers can be stored here,
+and how new ones are, with the reason.` + cli.ExitCodes(dray.KindNotFound, dray.KindCorrupt),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if layouts {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
+		RunE: withStore(app, func(cmd *cobra.Command, args []string, client *dray.Client) error {
+			if layouts {
+				report, err := client.Layouts(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return app.PrintJSON(report)
+			}
 			found, err := client.Inspect(args[0])
 			if err != nil {
 				return err
@@ -113,8 +127,53 @@ func newStoreInspect(app *cli.App) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&raw, "raw", false, "print the manifest as it was received")
 	cmd.Flags().BoolVar(&config, "image-config", false, "print the image's configuration as it was received")
-	cmd.MarkFlagsMutuallyExclusive("raw", "image-config")
+	cmd.Flags().BoolVar(&layouts, "layouts", false, "print what layouts are possible")
+	cmd.MarkFlagsMutuallyExclusive("raw", "image-config", "layouts")
 	return cmd
+}
+
+func newStoreConvert(app *cli.App) *cobra.Command {
+	var flags cli.PullFlags
+	cmd := &cobra.Command{
+		Use:   "convert --layout dir|erofs REF...",
+		Short: "Store the layers of images in the other layout",
+		Long: `Turns the layers of images that are in another layout than --layout into that one.
+A tar is unpacked where it is. An unpacked layer is fetched again, from where the
+image came, since its tar is gone. Layers that are mounted are refused.` + cli.PullCodes(),
+		Args: cobra.MinimumNArgs(1),
+		RunE: withStore(app, func(cmd *cobra.Command, refs []string, client *dray.Client) error {
+			o, err := app.PullOptions(&flags)
+			if err != nil {
+				return err
+			}
+			for _, ref := range refs {
+				done, err := client.Convert(cmd.Context(), ref, dray.Layout(app.Globals.Layout), o)
+				app.EndProgress()
+				if err != nil {
+					return err
+				}
+				if err := printConversion(app, done); err != nil {
+					return err
+				}
+			}
+			return nil
+		}),
+	}
+	flags.Add(cmd)
+	return cmd
+}
+
+func printConversion(app *cli.App, done *dray.Conversion) error {
+	if app.Globals.JSON {
+		return app.PrintJSON(done)
+	}
+	for _, why := range done.Fallbacks {
+		if _, err := fmt.Fprintln(app.Stdout, why); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(app.Stdout, "%s: %d layers converted to %s, %d cannot be\n", done.Image.Manifest, len(done.Converted), done.Layout, len(done.Kept))
+	return err
 }
 
 func newStoreRm(app *cli.App) *cobra.Command {

@@ -30,7 +30,7 @@
 // # Memory
 //
 // An entry takes about 100 bytes and its name; see [BytesPerEntry]. What exceeds
-// [Options.MaxBytes] lies in a mapped, deleted file in [Options.Dir], whose pages
+// [Options.MaxBytes] lies in a mapped, nameless file in [Options.Dir], whose pages
 // belong to the kernel.
 //
 // # The image

@@ -21,10 +21,11 @@ const BytesPerEntry = 180
 // Options of [Copy]. The zero value is good.
 type Options struct {
 	// MaxBytes of memory are held by the index; 0: [DefaultMaxBytes]. What exceeds
-	// them is put into a deleted file in Dir.
+	// them is put into a file without a name in Dir.
 	MaxBytes int64
 
-	// Dir is on a disk; "": the system's directory for temporary files.
+	// Dir is on a disk, on a file system that has files without names (O_TMPFILE);
+	// "": the system's directory for temporary files.
 	Dir string
 }
 

@@ -53,14 +53,15 @@ func (m *memory) grow(size int) error {
 	page := os.Getpagesize()
 	size = (size + page - 1) / page * page
 	if m.file == nil {
-		f, err := os.CreateTemp(m.dir, "index-*")
+		dir := m.dir
+		if dir == "" {
+			dir = os.TempDir()
+		}
+		f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) //nolint:gosec // a directory of the caller's
 		if err != nil {
 			return err
 		}
 		m.file = f
-		if err := os.Remove(f.Name()); err != nil {
-			return err
-		}
 	}
 	var offset int64
 	for _, c := range m.chunks {

@@ -17,6 +17,8 @@ type job struct {
 	blob   oci.Descriptor
 	layout string
 	source *sharedSource
+
+	rewrite bool // the store has it in another layout
 }
 
 // flight is one layer on its way. Everyone in this process who wants it waits
@@ -134,7 +136,7 @@ func (e *Engine) fly(f *flight) {
 		f.layer, f.found, f.how, f.err = e.fetch(f.ctx, f)
 	}
 	f.cancel(nil)
-	f.job.source.release()
+	f.source.release()
 	if f.err != nil {
 		f.err = fmt.Errorf("layer %s: %w", f.blob.Digest, f.err)
 		f.enter(Failed)

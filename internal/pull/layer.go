@@ -45,7 +45,7 @@ type layerNotes struct {
 // fetch brings one layer from its source into the store: the chain. It returns
 // the layer, or what another process has made of it meanwhile.
 func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found bool, how layerNotes, err error) {
-	txn, present, err := e.options.Store.Begin(ctx, f.diffID)
+	txn, present, err := e.begin(ctx, f)
 	if err != nil || present != nil {
 		return present, present != nil, how, err
 	}
@@ -93,6 +93,19 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 	e.log.LogAttrs(ctx, slog.LevelDebug, "layer stored", slog.String("diff_id", string(f.diffID)), slog.String("layout", record.Layout),
 		slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", plain.Count()), slog.Int64("entries", record.Entries))
 	return done, false, how, nil
+}
+
+// begin starts to write the layer, or returns it if the store has it as the flight
+// wants it.
+func (e *Engine) begin(ctx context.Context, f *flight) (*store.Txn, *store.Layer, error) {
+	if !f.rewrite {
+		return e.options.Store.Begin(ctx, f.diffID)
+	}
+	txn, old, err := e.options.Store.Rewrite(ctx, f.diffID)
+	if err != nil || old.Layout != f.layout {
+		return txn, nil, err
+	}
+	return nil, old, txn.Abort() // another process was faster
 }
 
 // keep is the last stage: the tar into the transaction's directory, in the layout

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -99,6 +100,23 @@ func (t trash) empty() error {
 		errs = append(errs, removeTree(path))
 	}
 	return errors.Join(errs...)
+}
+
+// InScratch calls do with an empty directory that nobody else uses, on the store's
+// file system, and removes it afterwards, whatever happens. Others who want the
+// same name wait.
+func (s *Store) InScratch(ctx context.Context, name string, do func(dir string) error) error {
+	if s.readOnly {
+		return fmt.Errorf("store %s: %w", s.root, ErrReadOnly)
+	}
+	c, err := s.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err = c.mkdir(); err == nil {
+		err = do(c.path)
+	}
+	return errors.Join(s.Explain(err), c.discard())
 }
 
 // sweep removes what nobody holds: the staging area of killed processes and their

@@ -44,6 +44,7 @@ type Globals struct {
 	CertDirs           []string
 	AuthFile           string
 	Platform           string
+	Layout             string
 	Workers            int
 	Memory             string
 	Sync               string
@@ -170,6 +171,7 @@ func (a *App) addGlobals(root *cobra.Command) {
 	f.StringArrayVar(&g.CertDirs, "cert-dir", nil, "`directory` of certificates in the layout of certs.d, HOST/*.crt; repeatable")
 	f.StringVar(&g.AuthFile, "authfile", "", "`file` of credentials instead of the usual places")
 	f.StringVar(&g.Platform, "platform", "", "`os/arch[/variant]` to pull instead of this machine's")
+	f.StringVar(&g.Layout, "layout", "auto", "how new layers are stored: `auto|dir|erofs` (auto: erofs where the kernel mounts it from files; see store inspect --layouts)")
 	f.IntVar(&g.Workers, "workers", 0, "layers in flight at once (0: one per CPU)")
 	f.StringVar(&g.Memory, "memory", "", "`size` that buffers may take together, such as 16MiB (empty: what the formula of --explain says)")
 	f.StringVar(&g.Sync, "sync", "auto", "when what was pulled is made safe from power loss: `before|after|never` the command has its result (auto: pull before, others after)")
@@ -229,9 +231,15 @@ func (a *App) Options() (dray.Options, error) {
 		InsecureSkipVerify: g.InsecureSkipVerify,
 		CertDirs:           g.CertDirs,
 		Platform:           g.Platform,
+		Layout:             dray.Layout(g.Layout),
 		Workers:            g.Workers,
 		Sync:               a.sync,
 		Log:                a.log,
+	}
+	switch o.Layout {
+	case dray.LayoutAuto, dray.LayoutDir, dray.LayoutEROFS:
+	default:
+		return o, Usage("--layout %q: want auto, dir or erofs", g.Layout)
 	}
 	if g.AuthFile != "" {
 		o.AuthFiles = []string{g.AuthFile}

@@ -1,0 +1,172 @@
+package dray
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"dray/internal/erofs"
+	"dray/internal/layer"
+	"dray/internal/oci"
+	"dray/internal/store"
+	"dray/internal/stream"
+	"dray/internal/userns"
+)
+
+// Layout says how layers are stored.
+type Layout string
+
+// Layouts.
+const (
+	LayoutAuto  Layout = "auto"            // [LayoutEROFS] where the kernel takes it, else [LayoutDir]
+	LayoutDir   Layout = store.LayoutDir   // unpacked
+	LayoutEROFS Layout = store.LayoutEROFS // the tar as it came, and an EROFS image that points into it
+)
+
+// ErrLayout reports a layout that does not exist, or that is not possible here.
+var ErrLayout = errors.New("layout is not possible")
+
+func (l Layout) check() error {
+	switch l {
+	case "", LayoutAuto, LayoutDir, LayoutEROFS:
+		return nil
+	}
+	return fmt.Errorf("%w: %q: want auto, dir or erofs", ErrLayout, string(l))
+}
+
+// LayoutReport says which layouts are possible with a store.
+type LayoutReport struct {
+	Default Layout `json:"default"` // of new layers
+	Reason  string `json:"reason"`
+	EROFS   bool   `json:"erofs"`             // whether the kernel mounts and stacks it
+	Backing string `json:"backing,omitempty"` // through what it reads such layers
+}
+
+// layouts remembers what the kernel can do.
+type layouts struct {
+	once    sync.Once
+	support erofs.Support
+	err     error
+}
+
+// Layouts returns which layouts are possible with this store, and which is taken
+// for new layers.
+func (c *Client) Layouts(ctx context.Context) (LayoutReport, error) {
+	support, err := c.support(ctx)
+	if err != nil {
+		return LayoutReport{}, err
+	}
+	layout, reason := choose(c.options.Layout, support)
+	return LayoutReport{Default: layout, Reason: reason, EROFS: support.Mounts, Backing: support.Backing}, nil
+}
+
+// chooseLayout is what the engine asks.
+func (c *Client) chooseLayout(ctx context.Context) (layout, reason string, err error) {
+	if c.options.Layout == LayoutDir {
+		return store.LayoutDir, askedFor, nil
+	}
+	support, err := c.support(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	chosen, reason := choose(c.options.Layout, support)
+	if c.options.Layout == LayoutEROFS && !support.Mounts {
+		return "", "", fmt.Errorf("%w: %s: %s", ErrLayout, LayoutEROFS, support.Reason)
+	}
+	return string(chosen), reason, nil
+}
+
+const askedFor = "asked for"
+
+func choose(asked Layout, support erofs.Support) (Layout, string) {
+	switch {
+	case asked == LayoutDir, asked == LayoutEROFS:
+		return asked, askedFor
+	case !support.Mounts:
+		return LayoutDir, "EROFS is not possible: " + support.Reason
+	case support.Through() == erofs.Loop:
+		// Two devices for each layer of each mount.
+		return LayoutDir, "EROFS needs loop devices here: " + support.Reason
+	}
+	return LayoutEROFS, "the kernel mounts EROFS from files in this store"
+}
+
+// support asks the kernel, once for each store in each boot.
+func (c *Client) support(ctx context.Context) (erofs.Support, error) {
+	c.layouts.once.Do(func() { c.layouts.support, c.layouts.err = c.findSupport(ctx) })
+	return c.layouts.support, c.layouts.err
+}
+
+func (c *Client) findSupport(ctx context.Context) (support erofs.Support, err error) {
+	const fact = "erofs"
+	if userns.Inside() {
+		return erofs.Support{Reason: "the kernel does not mount it in a user namespace"}, nil
+	}
+	if c.store.Recall(fact, &support) {
+		return support, nil
+	}
+	if c.store.ReadOnly() {
+		return erofs.Support{Reason: "the store is read-only, which leaves nowhere to try"}, nil
+	}
+	err = c.store.InScratch(ctx, "probe", func(dir string) error {
+		support, err = erofs.Probe(ctx, dir)
+		return err
+	})
+	if err != nil {
+		return support, err
+	}
+	if err := c.store.Remember(ctx, fact, support); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "what the kernel can do is asked again next time", slog.Any("error", err))
+	}
+	return support, nil
+}
+
+// checkIndexed holds a tar against its diff ID, and its index against the tar.
+func (c *Client) checkIndexed(ctx context.Context, l *store.Layer) (problems []string, err error) {
+	tar, err := os.Open(l.Tar())
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	defer func() { _ = tar.Close() }()
+	index, err := os.Open(l.Index())
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	defer func() { _ = index.Close() }()
+	x, err := erofs.Copy(ctx, l.DiffID, storedTar(l, tar), nil, layer.Limits{}, erofs.Options{})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		return []string{err.Error()}, nil
+	}
+	defer func() { err = errors.Join(err, x.Close()) }()
+	difference, err := x.Compare(bufio.NewReader(index))
+	if difference != "" {
+		problems = []string{store.IndexName + " " + difference}
+	}
+	return problems, err
+}
+
+// storedTar reads a layer's tar and verifies it.
+func storedTar(l *store.Layer, tar *os.File) stream.Blocks {
+	const blockBytes = 128 << 10
+	return stream.NewBlockVerifier(stream.NewSlicer(tar, blockBytes), "layer", l.DiffID.Digest(), l.SizeBytes)
+}
+
+// distinctIn returns the layers that are in another layout, each once.
+func distinctIn(layers []*store.Layer, layout Layout) []*store.Layer {
+	var found []*store.Layer
+	seen := map[oci.DiffID]bool{}
+	for _, l := range layers {
+		if !seen[l.DiffID] && l.Layout != string(layout) {
+			found = append(found, l)
+		}
+		seen[l.DiffID] = true
+	}
+	return found
+}

@@ -1,0 +1,120 @@
+package dray_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"dray"
+	"dray/internal/store"
+	"dray/internal/testkit"
+)
+
+// needEROFS returns a client that stores layers so, or skips.
+func needEROFS(t *testing.T) *dray.Client {
+	t.Helper()
+	client := newClientFor(t, dray.LayoutEROFS)
+	report, err := client.Layouts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !report.EROFS {
+		t.Skip(report.Reason)
+	}
+	return client
+}
+
+func TestLayoutIsSaidWithItsReason(t *testing.T) {
+	t.Parallel()
+	if _, err := dray.New(t.Context(), dray.Options{Store: t.TempDir(), Layout: "zfs"}); !errors.Is(err, dray.ErrLayout) {
+		t.Errorf("got %v for a layout that does not exist", err)
+	}
+	dir := t.TempDir()
+	testkit.Image(t).Layer(testkit.File("x", "y")).Write(testkit.LayoutAt(t, dir), "v1")
+	for _, layout := range layouts() {
+		client := newClientFor(t, layout)
+		report, err := client.Layouts(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, err := client.Pull(t.Context(), "local://"+dir+":v1", dray.PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := image.Evidence; e.Layout != string(report.Default) || e.LayoutReason != report.Reason || e.LayoutReason == "" || e.Layers[0].Layout != e.Layout {
+			t.Errorf("%s: got evidence of %q, %q, %+v; the report is %+v", layout, e.Layout, e.LayoutReason, e.Layers, report)
+		}
+	}
+}
+
+// A store in memory would hold every page of a tar twice.
+func TestLayoutOnTmpfs(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("/dev/shm", "dray-test-*") //nolint:usetesting // it has to be in memory
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	client, err := dray.New(t.Context(), dray.Options{Store: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	report, err := client.Layouts(t.Context())
+	if err != nil || report.Default != dray.LayoutDir || report.Reason == "" {
+		t.Errorf("got %+v, %v", report, err)
+	}
+}
+
+func TestConvert(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	client := needEROFS(t)
+	dir, target := t.TempDir(), filepath.Join(t.TempDir(), "rootfs")
+	shared := []testkit.Entry{testkit.Dir("d"), testkit.File("d/x", "1").Chown(5, 6), testkit.Hardlink("d/y", "d/x")}
+	built := testkit.Image(t).Layer(shared...).Gzip().
+		Layer(testkit.Whiteout("d/x"), testkit.SparseFile("sparse", testkit.SparseGNU, 1<<20, testkit.Extent{Offset: 1 << 19, Size: 512})).
+		Layer(shared...).Gzip().Write(testkit.LayoutAt(t, dir), "v1")
+	reference := "local://" + dir + ":v1"
+	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look := func() testkit.Nodes {
+		mounted := mountAt(t, client, reference, target, dray.MountOptions{ReadOnly: true})
+		defer func() {
+			if err := client.Unmount(context.Background(), mounted.Target); err != nil {
+				t.Error(err)
+			}
+		}()
+		if _, err := client.Convert(t.Context(), reference, dray.LayoutDir, dray.PullOptions{}); !errors.Is(err, store.ErrInUse) && err != nil {
+			t.Errorf("got %v for an image that is mounted", err)
+		}
+		return testkit.Tree(t, target)
+	}
+	want := look()
+	for _, c := range []struct {
+		layout          dray.Layout
+		converted, kept int
+	}{{dray.LayoutDir, 1, 0}, {dray.LayoutDir, 0, 0}, {dray.LayoutEROFS, 1, 1}, {dray.LayoutEROFS, 0, 1}} {
+		done, err := client.Convert(t.Context(), reference, c.layout, dray.PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(done.Converted) != c.converted || len(done.Kept) != c.kept || slices.Contains(done.Converted, built.DiffIDs[1]) {
+			t.Errorf("to %s: got %+v, want %d and %d", c.layout, done, c.converted, c.kept)
+		}
+		if c.kept > 0 && (len(done.Fallbacks) == 0 || !strings.Contains(done.Fallbacks[0], "sparse")) {
+			t.Errorf("got fallbacks %q", done.Fallbacks)
+		}
+		if diff := testkit.Diff(want, look()); diff != "" {
+			t.Errorf("as %s: %s", c.layout, diff)
+		}
+		wantSound(t, client)
+	}
+	if _, err := client.Convert(t.Context(), reference, dray.LayoutAuto, dray.PullOptions{}); !errors.Is(err, dray.ErrLayout) {
+		t.Errorf("got %v for no layout in particular", err)
+	}
+}
