@@ -1,10 +1,10 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -65,11 +65,10 @@ func (s *site) processes() []int {
 // process is a program that the bench has started.
 type process struct {
 	cmd    *exec.Cmd
-	log    *os.File
+	log    *os.File      // what it complains of
+	output *os.File      // files, not pipes: those would be waited for after it has ended
 	ended  chan struct{} // closed when it has
 	err    error         // how; to be read after ended
-	usage  *syscall.Rusage
-	output bytes.Buffer
 }
 
 // joinScript puts itself into the groups and becomes the program.
@@ -87,16 +86,36 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 	if p.log, err = os.CreateTemp(s.state, "log-"); err != nil {
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
-	p.cmd.Stderr, p.cmd.Stdout = p.log, &p.output
-	if err := p.cmd.Start(); err != nil {
+	if p.output, err = os.CreateTemp(s.state, "output-"); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", argv[0], err), p.log.Close())
 	}
-	go func() { // ends with the process, which stop and run wait for
+	p.cmd.Stderr, p.cmd.Stdout = p.log, p.output
+	if err := p.cmd.Start(); err != nil {
+		p.close()
+		return nil, fmt.Errorf("start %s: %w", argv[0], err)
+	}
+	go func() { // ends with the process, which close and run wait for
 		p.err = p.cmd.Wait()
-		p.usage, _ = p.cmd.ProcessState.SysUsage().(*syscall.Rusage)
 		close(p.ended)
 	}()
 	return p, nil
+}
+
+// close closes the program's files.
+func (p *process) close() {
+	_ = p.log.Close()
+	_ = p.output.Close()
+}
+
+// printed returns the beginning of what the program printed.
+func (p *process) printed() (string, error) {
+	const limit = 64 << 10
+	raw := make([]byte, limit)
+	n, err := p.output.ReadAt(raw, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read output: %w", err)
+	}
+	return string(raw[:n]), nil
 }
 
 // said returns the end of what the program complained of.
@@ -114,7 +133,7 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = p.log.Close() }()
+	defer p.close()
 	s.commands = append(s.commands, p)
 	defer func() { s.commands = slices.DeleteFunc(s.commands, func(q *process) bool { return q == p }) }()
 	select {
@@ -127,7 +146,7 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 	if p.err != nil {
 		return "", fmt.Errorf("%s: %w", filepath.Base(argv[0]), said(p.err, p.said()))
 	}
-	return p.output.String(), nil
+	return p.printed()
 }
 
 // stopGrace is how long a server may take to stop.
@@ -148,7 +167,7 @@ func (s *site) close(ctx context.Context) error {
 			<-s.server.ended
 		}
 		timer.Stop()
-		_ = s.server.log.Close()
+		s.server.close()
 	}
 	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), os.RemoveAll(s.dir), s.groups.remove())
 	return errors.Join(problems...)

@@ -1,0 +1,272 @@
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"dray/internal/bench"
+)
+
+// TestMain lets the test binary be a program under test: "bench floor REF" as dray
+// has it, and "use STORE", which takes known amounts of memory, time and storage.
+func TestMain(m *testing.M) {
+	switch {
+	case len(os.Args) == 4 && os.Args[1] == "bench" && os.Args[2] == "floor":
+		exit(bench.Floor(context.Background(), os.Args[3]))
+	case len(os.Args) == 3 && os.Args[1] == "use":
+		exit(use(os.Args[2]))
+	}
+	os.Exit(m.Run())
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+const (
+	usedMemory  = 64 << 20
+	usedStorage = 8 << 20
+	usedTime    = 300 * time.Millisecond
+)
+
+// use holds usedMemory, writes usedStorage and is busy for usedTime.
+func use(store string) error {
+	memory := bytes.Repeat([]byte{1}, usedMemory)
+	if err := os.WriteFile(filepath.Join(store, "a"), memory[:usedStorage], 0o600); err != nil {
+		return err
+	}
+	if err := os.Link(filepath.Join(store, "a"), filepath.Join(store, "b")); err != nil {
+		return err
+	}
+	for begin := time.Now(); time.Since(begin) < usedTime; {
+		memory[len(memory)/2]++
+	}
+	if memory[0] != 1 {
+		return errors.New("memory has changed")
+	}
+	return nil
+}
+
+func corpus(t *testing.T) *bench.Corpus {
+	t.Helper()
+	dir := t.TempDir()
+	c, err := bench.BuildRecipe(t.Context(), dir, "generated", 2, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func rival(t *testing.T, s string) *bench.Rival {
+	t.Helper()
+	r, err := bench.ParseRival(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// shortDir returns a directory for work whose path is short enough for sockets.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "b") //nolint:usetesting // a test's own directory has a long name
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func measure(t *testing.T, o bench.Options) *bench.Report {
+	t.Helper()
+	if o.Corpus == nil {
+		o.Corpus = corpus(t)
+	}
+	o.Work, o.Repetitions, o.Seed = shortDir(t), max(o.Repetitions, 1), 1
+	o.Say = func(format string, args ...any) { t.Logf(format, args...) }
+	report, err := bench.Bench(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(o.Work)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind in the work directory: %v, %v", left, err)
+	}
+	return report
+}
+
+func TestKnownAmountsAreMeasured(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := measure(t, bench.Options{
+		Rivals: []*bench.Rival{rival(t, "command:"+self+" use {store}")}, Modes: []string{bench.Individual},
+	})
+	r := report.Runs[0]
+	if r.Error != "" {
+		t.Fatal(r.Error)
+	}
+	if r.PeakRSS < usedMemory || r.PeakRSS > usedMemory*3/2 {
+		t.Errorf("peak RSS %d, used %d and a Go program", r.PeakRSS, usedMemory)
+	}
+	if r.Storage.Blocks < usedStorage || r.Storage.Blocks > usedStorage+64<<10 {
+		t.Errorf("storage %d blocks, used %d with a hard link", r.Storage.Blocks, usedStorage)
+	}
+	if r.Seconds < usedTime.Seconds() {
+		t.Errorf("time %f, used %s", r.Seconds, usedTime)
+	}
+	if report.Machine.Cgroup > 0 {
+		// the program is busy by the clock, so on a loaded machine it gets less of the CPU
+		if r.CPUSeconds <= 0.05 || r.CPUSeconds > r.Seconds*2 {
+			t.Errorf("CPU %f s in %f s", r.CPUSeconds, r.Seconds)
+		}
+		if r.PeakCgroup < usedMemory || r.PeakCgroupAnon < usedMemory {
+			t.Errorf("control group's peaks %d and %d, used %d", r.PeakCgroup, r.PeakCgroupAnon, usedMemory)
+		}
+	}
+}
+
+func TestFailuresDoNotStopTheOthers(t *testing.T) {
+	report := measure(t, bench.Options{
+		Rivals: []*bench.Rival{
+			rival(t, "command:echo it is broken >&2; exit 3"),
+			bench.ServerRival("ends", "/bin/sh", "-c", "echo no store >&2; exit 1"),
+			rival(t, "floor"),
+			rival(t, "command:sleep 100 & sleep 100 & echo x > {dir}/f"), // leaves processes behind
+			rival(t, "command:sleep 100"),
+		},
+		Timeout: 3 * time.Second, Modes: []string{bench.Individual},
+	})
+	want := map[string]string{
+		"command:echo it is broken >&2; exit 3": "it is broken", "ends": "no store", "floor": "",
+		"command:sleep 100 & sleep 100 & echo x > {dir}/f": "", "command:sleep 100": "longer than 3s",
+	}
+	for _, r := range report.Runs {
+		if w := want[r.Rival]; w == "" && r.Error != "" || !strings.Contains(r.Error, w) {
+			t.Errorf("%s: got error %q, want %q", r.Rival, r.Error, w)
+		}
+		if r.Cleanup != "" {
+			t.Errorf("%s: %s", r.Rival, r.Cleanup)
+		}
+	}
+	if len(report.Runs) != len(want) || !report.Failed() {
+		t.Errorf("%d runs, failed %v", len(report.Runs), report.Failed())
+	}
+}
+
+func TestFloorIsCounted(t *testing.T) {
+	c := corpus(t)
+	report := measure(t, bench.Options{Corpus: c, Rivals: []*bench.Rival{rival(t, "floor")}, Repetitions: 2, WarmUp: true})
+	if len(report.Runs) != 4 { // individual and continuous
+		t.Fatalf("%d runs", len(report.Runs))
+	}
+	size := c.Image("generated").CompressedBytes()
+	for _, r := range report.Runs {
+		if r.Error != "" {
+			t.Fatal(r.Error)
+		}
+		if r.NetworkRequests != 3 || r.NetworkBytes < size || r.NetworkBytes > size+10_000 {
+			t.Errorf("%d bytes in %d requests, the layers have %d", r.NetworkBytes, r.NetworkRequests, size)
+		}
+	}
+}
+
+func TestFaultsReachTheClient(t *testing.T) {
+	for _, name := range []string{"503/2", "cut/2"} {
+		fault, err := bench.ParseFault(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, "floor")}, Modes: []string{bench.Individual}, Faults: []bench.Fault{fault}})
+		if report.Runs[0].Error == "" {
+			t.Errorf("%s: a client without retries did not notice", name)
+		}
+	}
+}
+
+// Document 000's form: headings, names, and the three lines in their order.
+func TestTextHasTheKnownForm(t *testing.T) {
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, "floor"), rival(t, "command:echo x > {dir}/f")}, Repetitions: 3})
+	var out bytes.Buffer
+	if err := report.WriteText(&out, report); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`(?m)^===== Testing server \(individual\): floor =====\n\[generated\]\nTime taken: [0-9.]+m?s\nMemory peak: [0-9.]+ MB\nStorage used: [0-9.]+ MB\n`,
+		`(?m)^===== Testing server \(continuous\): floor =====\nTime taken: [0-9.]+m?s\nMemory peak: [0-9.]+ MB\nStorage used: [0-9.]+ MB\n`,
+		`(?m)^time:   \[[0-9.]+ (ms|s) [0-9.]+ (ms|s) [0-9.]+ (ms|s)\] \(3 runs\)$`,
+		`(?m)^thrpt:  \[[0-9.]+ MiB/s [0-9.]+ MiB/s [0-9.]+ MiB/s\]`,
+		`(?m)^change: \[[+−][0-9.]+% [+−]0\.0000% [+−][0-9.]+%\] \(p = 1\.00 > 0\.05\)\n +No change in performance detected\.$`,
+	} {
+		if !regexp.MustCompile(want).Match(out.Bytes()) {
+			t.Errorf("the report does not match %s:\n%s", want, out.String())
+		}
+	}
+}
+
+func TestReportsAreReadBack(t *testing.T) {
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, "floor")}, Modes: []string{bench.Individual}})
+	path := filepath.Join(t.TempDir(), "report.json")
+	if err := report.Write(path); err != nil {
+		t.Fatal(err)
+	}
+	read, err := bench.ReadReport(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	merged := bench.Merge(read, report)
+	if len(merged.Runs) != 2 || len(merged.Rivals) != 1 || len(merged.Images) != 1 {
+		t.Errorf("merged: %d runs, %d rivals, %d images", len(merged.Runs), len(merged.Rivals), len(merged.Images))
+	}
+	if err := os.WriteFile(path, []byte(`{"schema": 2, "runs": "a new form"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bench.ReadReport(path); !errors.Is(err, bench.ErrNewerSchema) {
+		t.Errorf("a newer schema: %v", err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, "floor")}, Modes: []string{bench.Individual}})
+	limits := bench.Limits{
+		"generous": {Image: "generated", Time: 1000, Memory: 1000, Storage: 1000},
+		"memory":   {Image: "generated", Memory: 1},
+		"time":     {Image: "generated", Time: 0.0001},
+		"unknown":  {Image: "other"},
+	}
+	exceeded, warnings := limits.Check(report)
+	if len(exceeded) != 2 || len(warnings) != 1 {
+		t.Errorf("got %v and warnings %v", exceeded, warnings)
+	}
+}
+
+func TestKilledBenchIsSwept(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, "dray-bench-999999", "1", "store")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := bench.Sweep(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
