@@ -82,7 +82,7 @@ type Client struct {
 	engine   *pull.Engine
 	mounter  *mount.Mounter
 	layouts  layouts
-	budget   *stream.Budget
+	budget   *stream.Budget // of blobs fetched in parts: what of the formula is not the engine's
 	log      *slog.Logger
 }
 
@@ -123,7 +123,7 @@ func New(ctx context.Context, o Options) (*Client, error) {
 	}
 	c := &Client{options: o, platform: platform, log: o.Log}
 	formula := c.Explain()
-	c.budget = stream.NewBudget(max(o.Memory, formula.Buffers()))
+	c.budget = stream.NewBudget(formula.RangesBytes)
 	if o.Memory > 0 && o.Memory < formula.Buffers() {
 		return nil, fmt.Errorf("--memory %d is less than the %d bytes that %d layers in flight need; lower --workers: %w",
 			o.Memory, formula.Buffers(), formula.Workers, stream.ErrTooLarge)
