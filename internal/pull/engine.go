@@ -272,7 +272,7 @@ func (e *Engine) record(ctx context.Context, r Request, found *resolved, evidenc
 	}
 	if e.options.Sync == SyncAfter {
 		ctx := context.WithoutCancel(ctx)
-		e.flying.Go(func() { e.syncLater(ctx, *image) })
+		e.flying.Go(func() { e.syncLater(ctx, image) })
 	}
 	return image, nil
 }
@@ -285,12 +285,13 @@ func (e *Engine) publish(ctx context.Context, image *store.Image) error {
 	return e.options.Store.SetRef(ctx, image.Reference, image.Manifest.Digest)
 }
 
-// syncLater makes a published image durable. That it could not is no reason to
-// fail anyone: the image is whole until the power goes, and is pulled again then.
-func (e *Engine) syncLater(ctx context.Context, image store.Image) {
+// syncLater makes a published image durable, as far as it is still there. That it
+// could not is no reason to fail anyone: the image is whole until the power goes,
+// and is pulled again then.
+func (e *Engine) syncLater(ctx context.Context, image *store.Image) {
 	err := e.options.Store.Sync(ctx, image.DiffIDs)
 	if err == nil {
-		err = e.publish(ctx, &image)
+		err = e.options.Store.Settle(ctx, image.Manifest.Digest)
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) { // removed meanwhile
 		e.log.LogAttrs(ctx, slog.LevelWarn, "image not safe from power loss", slog.String("manifest", string(image.Manifest.Digest)), slog.Any("error", err))

@@ -45,6 +45,6 @@ func (s *sharedSource) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.users--; s.users == 0 {
-		s.err = errors.Join(s.err, s.Source.Close())
+		s.err = errors.Join(s.err, s.Close())
 	}
 }
