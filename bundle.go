@@ -26,6 +26,9 @@ type BundleOptions struct {
 	Replace  bool // another image's bundle there gives way
 	Create   bool // make the directory if it does not exist
 	NoConfig bool // only rootfs, no config.json
+	// NoCommand takes an image without a command, which gets no config.json: the
+	// caller has a command of its own.
+	NoCommand bool
 }
 
 // Bundle is an OCI bundle: config.json and a mounted rootfs.
@@ -99,6 +102,12 @@ func (c *Client) writeConfig(dir, rootfs string, config *oci.Image, o BundleOpti
 	options.Rootless = options.Rootless || userns.Inside()
 	options.Log = c.log
 	spec, err := bundle.Spec(config, root, options)
+	if o.NoCommand && errors.Is(err, bundle.ErrNoCommand) {
+		if err := os.Remove(filepath.Join(dir, bundle.ConfigName)); !errors.Is(err, os.ErrNotExist) { // another image's
+			return err
+		}
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -142,7 +142,8 @@ func images() map[string]func(testing.TB) *testkit.Builder {
 				Layer(testkit.Whiteout("gone"))
 		},
 		"big": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.File("first", "1")).Layer(testkit.Random("blob", 8<<20, 1)).Layer(testkit.File("last", "3"))
+			return testkit.Image(t).Layer(testkit.File("first", "1")).Layer(testkit.Random("blob", 8<<20, 1)).Layer(testkit.File("last", "3")).
+				Config(func(i *oci.Image) { i.Config.Cmd = []string{"run"} })
 		},
 		"foreign-platform": func(t testing.TB) *testkit.Builder {
 			return testkit.Image(t).Layer(testkit.File("a", "b")).Platform(oci.Platform{OS: "linux", Architecture: "s390x"})

@@ -32,6 +32,8 @@ type Config struct {
 	ExtraEnv map[string]string
 	// MaxLayers is how many layers of an image may be pulled at once.
 	MaxLayers int
+	// RequireDigest refuses references without a digest, as imagepuller does.
+	RequireDigest bool
 	// Ignored names sections that do not concern images, sorted. Whoever loads
 	// the file logs them once.
 	Ignored []string

@@ -43,7 +43,7 @@ func parsePuller(d *document) (*Config, error) {
 	if err := d.decode(&file, refusePuller); err != nil {
 		return nil, err
 	}
-	c := &Config{}
+	c := &Config{RequireDigest: true}
 	for name, r := range file.Registries {
 		key := []string{"registries", name}
 		if name == "" || strings.ContainsAny(name, "/* \t") {

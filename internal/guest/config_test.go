@@ -83,7 +83,7 @@ insecure = true
 		name, file, text string
 		want             *guest.Config
 	}{
-		{"empty", "imagepuller.toml", "", &guest.Config{}},
+		{"empty", "imagepuller.toml", "", &guest.Config{RequireDigest: true}},
 		{"imagepuller: everything", "imagepuller.toml", `
 # where to fetch
 [registries."."]
@@ -110,6 +110,7 @@ HTTP_PROXY = "http://proxy:3128"
 HTTPS_PROXY = "http://me:secret@proxy:3128"
 NO_PROXY = "localhost"
 `, &guest.Config{
+			RequireDigest: true,
 			Hosts: []registry.Host{
 				{Match: ".", Mirrors: []registry.Mirror{{URL: "http://cache.example:8080/all"}}},
 				{Match: ".example.com.", Access: registry.Access{Credentials: &registry.Credentials{Username: "me", Password: "secret"}, InsecureSkipVerify: true}},

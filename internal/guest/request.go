@@ -56,6 +56,9 @@ func (o *Options) check(r *api.ImagePullRequest) (bundle string, err error) {
 	if o.RequireDigest && reference.Digest == "" {
 		return "", invalid("image_url %q names a tag, but this service takes digests only: use NAME@sha256:DIGEST", image)
 	}
+	if reference.Transport != oci.Registry && !o.AllowLocal {
+		return "", &requestError{codes.PermissionDenied, fmt.Sprintf("image_url %q names files of this machine, and the service takes images of registries only (--allow-local)", image)}
+	}
 	switch {
 	case !filepath.IsAbs(bundle):
 		return "", invalid("bundle_path %q is not absolute", bundle)

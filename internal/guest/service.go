@@ -88,6 +88,9 @@ type Options struct {
 	ReplyWith ReplyMode
 	// RequireDigest refuses references without a digest.
 	RequireDigest bool
+	// AllowLocal takes references to files of the guest, local:// and
+	// oci-archive:, too. Callers could learn of files by them.
+	AllowLocal bool
 	// BundleRoot is a directory that all bundles must be below; "" allows any.
 	BundleRoot string
 	// Grace is how long running pulls may go on after the end of the context;

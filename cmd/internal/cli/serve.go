@@ -27,11 +27,13 @@ func (a *App) ServeCommand() *cobra.Command {
 		Long: `Serves api.ImagePullService/PullImage over ttrpc, as Contrast's imagepuller and
 the Confidential Data Hub do: the image is pulled, verified and mounted at
 BUNDLE/rootfs, config.json is written beside it, and the manifest's digest comes
-back. The same image into the same bundle again changes nothing; another image
+back. An image without a command gets no config.json. The same image into the same bundle again changes nothing; another image
 replaces it. Pulls run in parallel.
 
 --config takes dray's settings, imagepuller's imagepuller.toml or the Hub's
-configuration with its [image] section. Sockets may come from systemd; readiness
+configuration with its [image] section. With imagepuller's, tags are refused as
+imagepuller did, unless --require-digest=false. Images in files of this machine
+(local://, oci-archive:) are refused unless --allow-local. Sockets may come from systemd; readiness
 is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCodes(dray.KindBusy, dray.KindCorrupt, dray.KindNoSpace),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,13 +42,14 @@ is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCod
 				return usageError{err}
 			}
 			options.ReplyWith = mode
-			return a.runServe(cmd, options, dray.BundleOptions{NoConfig: noConfig, Pull: dray.PullOptions{Fresh: true}}, linger, explain)
+			return a.runServe(cmd, options, dray.BundleOptions{NoConfig: noConfig, NoCommand: true, Pull: dray.PullOptions{Fresh: true}}, linger, explain)
 		},
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&options.Listen, "listen", nil, "`socket` to listen on, unix:///path or /path; repeatable (default "+guest.DefaultSocket+")")
 	f.StringVar(&reply, "reply", "manifest", "what the answer carries: `manifest|config|empty`")
 	f.BoolVar(&options.RequireDigest, "require-digest", false, "refuse references that are not pinned to a digest")
+	f.BoolVar(&options.AllowLocal, "allow-local", false, "take local:// and oci-archive: references")
 	f.StringVar(&options.BundleRoot, "bundle-root", "", "`directory` below which every bundle must be")
 	f.DurationVar(&options.Grace, "grace", guest.DefaultGrace, "how long running calls may take to finish at shutdown")
 	f.DurationVar(&linger, "linger", linger, "how long a layer goes on after its caller gave up, for one that asks again")
@@ -64,7 +67,7 @@ func (a *App) runServe(cmd *cobra.Command, options dray.ServeOptions, b dray.Bun
 	}
 	o.Linger = linger
 	if a.settings.foreign {
-		if err := a.adopt(cmd, &o, &options); err != nil {
+		if err := a.adopt(&o, &options); err != nil {
 			return err
 		}
 	}
@@ -86,17 +89,21 @@ func (a *App) runServe(cmd *cobra.Command, options dray.ServeOptions, b dray.Bun
 	return client.Serve(ctx, options, b)
 }
 
-// adopt takes over a predecessor's configuration. What the command line says wins.
-func (a *App) adopt(cmd *cobra.Command, o *dray.Options, s *dray.ServeOptions) error {
+// adopt takes over a predecessor's configuration. What the command line or the
+// environment says wins.
+func (a *App) adopt(o *dray.Options, s *dray.ServeOptions) error {
 	config, err := guest.LoadConfig(a.settings.file)
 	if err != nil {
 		return usageError{err}
 	}
-	if config.Store != "" && !cmd.Flags().Changed("storepath") {
+	if config.Store != "" && a.settings.from["storepath"] == "default" {
 		o.Store = config.Store
 	}
 	if len(s.Listen) == 0 {
 		s.Listen = config.Sockets
+	}
+	if config.RequireDigest && a.settings.from["serve.require-digest"] == "default" {
+		s.RequireDigest = true
 	}
 	if len(config.AuthFiles) > 0 && len(o.AuthFiles) == 0 {
 		o.AuthFiles = config.AuthFiles
