@@ -154,7 +154,9 @@ type shapedConn struct {
 	first    sync.Once
 	ctx      context.Context //nolint:containedctx // the connection's life
 	cancel   context.CancelFunc
-	queue    chan packet // what is on its way
+	queue    chan packet   // what is on its way
+	closing  chan struct{} // closed by Close: what is on its way is the last
+	close    sync.Once
 	done     sync.WaitGroup
 	failed   atomic.Pointer[error]
 }
@@ -170,7 +172,7 @@ const (
 )
 
 func newShapedConn(c net.Conn, l *shapedListener) *shapedConn {
-	s := &shapedConn{Conn: c, listener: l, own: bucket{bytesPerSecond: l.network.Connection / 8}, queue: make(chan packet, queueCount)}
+	s := &shapedConn{Conn: c, listener: l, own: bucket{bytesPerSecond: l.network.Connection / 8}, queue: make(chan packet, queueCount), closing: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.done.Go(s.deliver)
 	return s
@@ -203,6 +205,8 @@ func (s *shapedConn) Write(p []byte) (written int, err error) {
 		}
 		select {
 		case s.queue <- packet{append([]byte(nil), p[:n]...), time.Now().Add(delay)}:
+		case <-s.closing:
+			return written, net.ErrClosed
 		case <-s.ctx.Done():
 			return written, net.ErrClosed
 		}
@@ -212,36 +216,43 @@ func (s *shapedConn) Write(p []byte) (written int, err error) {
 	return written, nil
 }
 
-// deliver sends packets when they are due, in order.
+// deliver sends packets when they are due, in order, until the last one.
 func (s *shapedConn) deliver() {
 	for {
+		var p packet
 		select {
-		case p := <-s.queue:
-			if waitUntil(s.ctx, p.due) != nil {
+		case p = <-s.queue:
+		default:
+			select {
+			case p = <-s.queue:
+			case <-s.closing:
+				if len(s.queue) == 0 {
+					return
+				}
+				continue
+			case <-s.ctx.Done():
 				return
 			}
-			if _, err := s.Conn.Write(p.bytes); err != nil {
-				s.failed.Store(&err)
-				s.cancel()
-				return
-			}
-		case <-s.ctx.Done():
+		}
+		if waitUntil(s.ctx, p.due) != nil {
+			return
+		}
+		if _, err := s.Conn.Write(p.bytes); err != nil {
+			s.failed.Store(&err)
+			s.cancel()
 			return
 		}
 	}
 }
 
-// Close implements net.Conn. What is still on its way is delivered first.
+// Close implements net.Conn. What is on its way is delivered first.
 func (s *shapedConn) Close() error {
-	deadline, cancel := context.WithTimeout(s.ctx, s.listener.network.Latency+s.listener.network.Jitter+time.Second)
-	defer cancel()
-	for len(s.queue) > 0 && waitUntil(deadline, time.Now().Add(time.Millisecond)) == nil {
-		continue
-	}
-	s.cancel()
-	err := s.Conn.Close()
+	s.close.Do(func() { close(s.closing) })
+	timer := time.AfterFunc(s.listener.network.Latency+s.listener.network.Jitter+time.Second, s.cancel)
 	s.done.Wait()
-	return err
+	timer.Stop()
+	s.cancel()
+	return s.Conn.Close()
 }
 
 // waitUntil waits for a moment, or for ctx.

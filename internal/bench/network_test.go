@@ -1,6 +1,7 @@
 package bench_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -126,4 +127,34 @@ func TestShapingMeetsTheLatency(t *testing.T) {
 		_, rest := ask(t, address, 1, 5)
 		return rest
 	})
+}
+
+// What was written before a connection is closed arrives, as it does without shaping.
+func TestShapedAnswerOutlivesClose(t *testing.T) {
+	plain, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _ := bench.Shape(plain, bench.Network{BitsPerSecond: 1e9, Latency: 30 * time.Millisecond})
+	done := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, err = c.Write([]byte("last words"))
+			err = errors.Join(err, c.Close())
+		}
+		done <- err
+	}()
+	c, err := net.Dial("tcp", l.Addr().String()) //nolint:noctx // a test
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	got := make([]byte, 10)
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != "last words" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := errors.Join(<-done, l.Close()); err != nil {
+		t.Error(err)
+	}
 }
