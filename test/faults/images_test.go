@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/testkit"
 )
@@ -48,7 +49,7 @@ func other() contents {
 // on: the same layer has other digests and the same diff ID in another image.
 func (c contents) write(tb testing.TB, l *ocidir.Layout, tag string, first int) {
 	tb.Helper()
-	b := testkit.Image(tb)
+	b := testkit.Image(tb).Config(func(i *oci.Image) { i.Config.Cmd = []string{"/bin/tool"} })
 	for i, entries := range c.layers {
 		b.Layer(entries...)
 		switch (first + i) % 4 {

@@ -44,7 +44,7 @@ type world struct {
 
 // drayArgs is a command line.
 func (w *world) drayArgs(args ...string) []string {
-	line := append([]string{dray}, args...)
+	line := append([]string{program}, args...)
 	line = append(line, "--storepath", w.store, "--config", "/dev/null", "--progress", "none")
 	if *layout != "" && slices.Contains([]string{"pull", "mount"}, args[0]) {
 		line = append(line, "--layout", *layout)
@@ -105,7 +105,7 @@ func (w *world) fill(args []string) []string {
 }
 
 // TestInjection makes every call of every command go wrong in every way.
-func TestInjection(t *testing.T) { //nolint:paralleltest // mounts
+func TestInjection(t *testing.T) { // not parallel: it mounts
 	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Mknod())
 	layouts := t.TempDir()
 	image, second := kinds(), other()

@@ -22,8 +22,8 @@ const namespaceVariable = "DRAY_TEST_NAMESPACE"
 const nightlyVariable = "DRAY_NIGHTLY"
 
 var (
-	// dray is the program under test.
-	dray string
+	// program is the path of dray, under test.
+	program string
 
 	layout = flag.String("layout", "", "layout of the stores, for the flag of that name; empty: what the program chooses")
 	seed   = flag.Uint64("seed", 1, "of what is left to chance")
@@ -68,8 +68,8 @@ func mainInNamespace(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	dray = filepath.Join(dir, "dray")
-	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-o", dray, "dray/cmd/dray")
+	program = filepath.Join(dir, "dray")
+	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-o", program, "dray/cmd/dray")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build dray: %w\n%s", err, out)
