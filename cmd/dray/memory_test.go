@@ -1,0 +1,91 @@
+package main
+
+import (
+	"compress/gzip"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"dray"
+	"dray/internal/testkit"
+)
+
+// memoryMax is the guest of these tests: page cache counts, so the kernel has to
+// reclaim it.
+const memoryMax = 48 << 20
+
+// What a pull takes of memory does not depend on the image: neither on the size of
+// a layer nor on the number of layers.
+func TestMemoryOfPulls(t *testing.T) { //nolint:paralleltest // measures
+	if testing.Short() {
+		t.Skip("pulls 2 GB")
+	}
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.MemoryCgroup())
+	have := build(t)
+	formula := explained(t, have.guest)
+	for name, image := range map[string]func() *testkit.Builder{ //nolint:paralleltest // measures
+		"one layer of 2 GB": func() *testkit.Builder {
+			return testkit.Image(t).Layer(testkit.Text("half", 1<<30, 1), testkit.Zeros("zeros", 1<<30)).GzipLevel(gzip.BestSpeed)
+		},
+		"100 layers": func() *testkit.Builder { return testkit.Big(t, 100, 1<<20, testkit.Random) },
+		"100,000 files": func() *testkit.Builder {
+			return testkit.Image(t).LayerOf(testkit.FileSeq("files", 100_000)).GzipLevel(gzip.BestSpeed)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layouts := t.TempDir()
+			image().Write(testkit.LayoutAt(t, filepath.Join(layouts, "image")), "v1")
+			registry := testkit.Registry(t, layouts)
+			group := testkit.Cgroup(t, memoryMax)
+			dir := t.TempDir()
+			// the shell of Command is replaced by the service, so its process is the service's
+			s := serveWith(t, dir, nil, "/bin/sh", append([]string{"-c"}, group.Command(have.guest, "serve", "--listen", filepath.Join(dir, "socket")).Args[2:]...)...)
+			bundle := s.bundle(t, "b")
+			if got := ask(t, have.hub, s.path("socket"), registry.Ref("image:v1"), bundle); !strings.HasPrefix(got, "sha256:") {
+				t.Errorf("got %q: %s", got, s.stderr)
+			}
+			held := peakMemory(t, s.cmd.Process.Pid)
+			t.Logf("held %d bytes, formula %d, cgroup's peak %d, limit hit %d times", held, formula.TotalBytes, group.Peak(), group.Failures())
+			if held > formula.TotalBytes {
+				t.Errorf("the service held %d bytes, the formula says %d", held, formula.TotalBytes)
+			}
+			if kills := group.OOMKills(); kills > 0 {
+				t.Errorf("killed %d times for want of memory", kills)
+			}
+			s.stop(t)
+		})
+	}
+}
+
+func explained(t *testing.T, program string) dray.Formula {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), program, "--json", "--storepath", t.TempDir(), "pull", "--explain").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var formula dray.Formula
+	if err := json.Unmarshal(out, &formula); err != nil {
+		t.Fatal(err)
+	}
+	return formula
+}
+
+// peakMemory returns the most bytes that a process had in memory, program text
+// included: the high-water mark of its resident set.
+func peakMemory(t *testing.T, pid int) int64 {
+	t.Helper()
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	kib, err := strconv.ParseInt(strings.TrimSpace(strings.SplitN(rest, "kB", 2)[0]), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
