@@ -235,3 +235,34 @@ func BenchmarkSpeculation(b *testing.B) {
 		})
 	}
 }
+
+// TestFindBlock checks that no block is missed.
+func TestFindBlock(t *testing.T) {
+	t.Parallel()
+	in := deflate(t, generate("text", 2_000_000, 3), 6)
+	candidates := map[int]bool{}
+	d := new(decoder)
+	d.startAt(in, 0)
+	out := output{buf: make([]byte, 3_000_000)}
+	starts := []int{}
+	d.atBlock = func(*output) bool {
+		starts = append(starts, d.bit())
+		return false
+	}
+	if err := d.run(&out, true); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	found := 0
+	for bit := findBlock(in, 0, 8*len(in)); bit >= 0; bit = findBlock(in, bit+1, 8*len(in)) {
+		candidates[bit] = true
+		found++
+	}
+	for _, start := range starts[:len(starts)-2] {
+		if !candidates[start] {
+			t.Errorf("the block at bit %d was not found", start)
+		}
+	}
+	if found > len(in)*8/500 {
+		t.Errorf("%d candidates in %d bits", found, 8*len(in))
+	}
+}
