@@ -25,7 +25,7 @@ type benchFlags struct {
 	dropCaches              int
 	timeout                 time.Duration
 	memoryLimit             string
-	saveJSON, limits        string
+	saveJSON, html, limits  string
 	baseline, save, saveDir string
 }
 
@@ -68,6 +68,7 @@ Images come from a corpus: see "dray bench corpus build". Most servers need root
 	flags.StringVar(&f.memoryLimit, "memory-limit", "", "`size` that the control group of a run is limited to, page cache counted")
 	flags.StringVar(&f.work, "work", "/var/tmp", "`directory` for stores: its file system is what is measured")
 	flags.StringVarP(&f.saveJSON, "output", "o", "", "`file` to write the report to as JSON")
+	flags.StringVar(&f.html, "html", "", "`file` to write a page with charts to")
 	flags.StringVar(&f.limits, "limits", "", "`file` of limits, {\"name\": {\"image\", \"time\", \"memory\", \"storage\"}}, to hold the first server to")
 	flags.StringVar(&f.baseline, "baseline", "", "`name` of a saved report to compare with")
 	flags.StringVar(&f.save, "save", "", "`name` to save this report under, as a baseline")
@@ -112,6 +113,11 @@ func runBench(ctx context.Context, app *cli.App, f benchFlags, servers []string)
 func finishBench(app *cli.App, f benchFlags, report, baseline *bench.Report, limits *bench.Limits) error {
 	if f.saveJSON != "" {
 		if err := report.Write(f.saveJSON); err != nil {
+			return err
+		}
+	}
+	if f.html != "" {
+		if err := report.SaveHTML(f.html); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,94 @@
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"dray/internal/bench"
+)
+
+// pageReport is a report whose figures are known and whose names want escaping.
+func pageReport() *bench.Report {
+	r := &bench.Report{
+		Schema: bench.SchemaVersion, Begun: time.Unix(0, 0).UTC(), Machine: bench.Machine{CPUs: 2, CPU: "</script><b>", Kernel: "k"},
+		Rivals: []*bench.Rival{{Name: "a"}, {Name: "b & c"}}, Images: []bench.CorpusImage{{Name: "small"}, {Name: "large"}},
+	}
+	for repetition := range 3 {
+		for _, rival := range r.Rivals {
+			for i, image := range r.Images {
+				r.Runs = append(r.Runs, bench.Run{
+					Rival: rival.Name, Image: image.Name, Mode: bench.Individual, Network: "loopback", Repetition: repetition,
+					Seconds: float64(i+1) + float64(repetition)/8, CPUSeconds: 0.5, PeakRSS: 20 << 20, Storage: bench.Usage{Blocks: 100 << 20},
+					Points: []bench.Point{{Seconds: 0, RSSBytes: 1 << 20}, {Seconds: 1, RSSBytes: 20 << 20, CPUSeconds: 0.5}},
+				})
+			}
+		}
+	}
+	return r
+}
+
+func TestPageStandsAlone(t *testing.T) {
+	t.Parallel()
+	var page bytes.Buffer
+	if err := pageReport().WriteHTML(&page); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(page.String(), "</script><b>") {
+		t.Error("data can end the script")
+	}
+	if found := regexp.MustCompile(`(src|href)\s*=\s*["']?https?:`).FindString(page.String()); found != "" {
+		t.Errorf("the page fetches something: %s", found)
+	}
+	if page.Len() > 1<<20 {
+		t.Errorf("the page has %d bytes", page.Len())
+	}
+}
+
+// The page in a real browser: no error, all charts, and the figures are the report's.
+func TestPageInBrowser(t *testing.T) {
+	chromium, err := exec.LookPath("chromium")
+	if err != nil {
+		if os.Getenv("DRAY_REQUIRE") == "all" {
+			t.Fatal("chromium is missing")
+		}
+		t.Skip("chromium is missing: the page is not tried in a browser")
+	}
+	path := filepath.Join(t.TempDir(), "page.html")
+	if err := pageReport().SaveHTML(path); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+		"--user-data-dir="+t.TempDir(), "--virtual-time-budget=2000", "--dump-dom", "file://"+path)
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %s", err, log.String())
+	}
+	for line := range strings.Lines(log.String()) {
+		if strings.Contains(line, "CONSOLE") {
+			t.Errorf("the browser complains: %s", line)
+		}
+	}
+	dom := out.String()
+	if !strings.Contains(dom, `data-plots="6"`) { // time, memory, CPU, storage; memory and CPU over time
+		t.Errorf("not all charts were drawn: %s", regexp.MustCompile(`<html[^>]*>`).FindString(dom))
+	}
+	for _, rival := range []string{"a", "b &amp; c"} {
+		for image, want := range map[string]string{"small": "1.125", "large": "2.125"} {
+			row := fmt.Sprintf(`(?s)<tr data-cell="%s\|%s\|individual\|loopback">.*?data-key="seconds" data-value="%s"`, rival, image, regexp.QuoteMeta(want))
+			if !regexp.MustCompile(row).MatchString(dom) {
+				t.Errorf("%s, %s: the table does not say %s", rival, image, want)
+			}
+		}
+	}
+}
