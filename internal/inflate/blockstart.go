@@ -10,7 +10,7 @@ const (
 	// 17 bits, then 19 lengths of 3 bits, read in words of 8 bytes.
 	headerBytes = (17+3*lensCodeSyms)/8 + 1 + 8
 
-	// searchBits is how many bits of a word are looked at at once: those that
+	// searchBits is how many bits of a word are tested at once: those that
 	// have the 13 bits in the word of which the first test is made.
 	searchBits = 48
 

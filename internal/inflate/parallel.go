@@ -224,10 +224,15 @@ func (p *Parallel) load() (n int, more bool) {
 	s := &p.r.st.src
 	n = copy(p.in, s.buf[s.pos:])
 	s.base += int64(s.pos)
-	for n < len(p.in) && s.err == nil {
+	for empty := 0; n < len(p.in) && s.err == nil; {
 		var m int
 		m, s.err = p.src.Read(p.in[n:])
 		n += m
+		if empty++; m > 0 {
+			empty = 0
+		} else if empty == maxEmptyReads && s.err == nil {
+			s.err = io.ErrNoProgress
+		}
 	}
 	s.buf, s.pos = p.in[:n], 0
 	p.base = s.base
