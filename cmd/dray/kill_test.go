@@ -81,7 +81,8 @@ func killOnce(t *testing.T, store, socket, dir string, references []string) {
 	_ = cmd.Process.Signal(syscall.SIGKILL) // it cannot have ended by itself
 	cancel()
 	clients.Wait()
-	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+	_ = cmd.Wait() // the state has it
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
 		t.Errorf("the service ended by itself: %v", cmd.ProcessState)
 	}
 }

@@ -26,14 +26,14 @@ func ordinaryUser(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	home := ts.MkAbs("user-" + args[0])
 	for dir := ts.MkAbs("."); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
-		ts.Check(os.Chmod(dir, 0o755)) //nolint:gosec // the user has to come through
+		ts.Check(os.Chmod(dir, 0o755))
 	}
 	for _, dir := range []string{home, filepath.Join(home, "run"), filepath.Join(home, "tmp")} {
 		ts.Check(os.Mkdir(dir, 0o700))
 		ts.Check(os.Chown(dir, ordinaryID, ordinaryID))
 	}
-	ts.Check(os.WriteFile(home+".ranges", []byte(ranges[args[0]]), 0o644)) //nolint:gosec // as /etc/subuid
-	ts.Check(os.Mkdir(home+".bin", 0o755))                                 //nolint:gosec // the user runs it
+	ts.Check(os.WriteFile(home+".ranges", []byte(ranges[args[0]]), 0o644))
+	ts.Check(os.Mkdir(home+".bin", 0o755))
 	ts.Check(copyProgram("/proc/self/exe", filepath.Join(home+".bin", "dray")))
 	ts.Setenv("U", home)
 }
@@ -44,7 +44,7 @@ func copyProgram(from, to string) error {
 		return err
 	}
 	defer func() { _ = src.Close() }()
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755) //nolint:gosec // a program
+	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
 	if err != nil {
 		return err
 	}
