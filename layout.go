@@ -119,7 +119,12 @@ func (c *Client) findSupport(ctx context.Context) (support erofs.Support, err er
 	if err != nil {
 		return support, err
 	}
-	if err := c.store.Remember(ctx, fact, support); err != nil {
+	if support.Passing {
+		err = errors.New(support.Reason)
+	} else {
+		err = c.store.Remember(ctx, fact, support)
+	}
+	if err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "what the kernel can do is asked again next time", slog.Any("error", err))
 	}
 	return support, nil

@@ -22,6 +22,10 @@ type Support struct {
 	Mounts  bool   `json:"mounts"`  // and stacks them with overlayfs
 	Backing string `json:"backing"` // through what: [Backing.String]
 	Reason  string `json:"reason"`  // why not, or why not through files
+
+	// Passing tells that the reason lies in the moment, not in the kernel: the answer
+	// is not to be remembered.
+	Passing bool `json:"-"`
 }
 
 // Through returns the backing that was found.
@@ -56,17 +60,28 @@ func probe(ctx context.Context, dir string) (Support, error) {
 	if why == nil {
 		return Support{Mounts: true, Backing: Files.String()}, nil
 	}
+	passing := isPassing(why)
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return Support{}, err
 	}
 	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
-		return Support{Reason: fmt.Sprintf("%v; through loop devices, a file system in memory would hold every page twice", why)}, nil
+		return Support{Reason: fmt.Sprintf("%v; through loop devices, a file system in memory would hold every page twice", why), Passing: passing}, nil
 	}
 	if err := try(index, stored, Loop); err != nil {
-		return Support{Reason: fmt.Sprintf("%v; through loop devices: %v", why, err)}, nil
+		return Support{Reason: fmt.Sprintf("%v; through loop devices: %v", why, err), Passing: passing || isPassing(err)}, nil
 	}
-	return Support{Mounts: true, Backing: Loop.String(), Reason: why.Error()}, nil
+	return Support{Mounts: true, Backing: Loop.String(), Reason: why.Error(), Passing: passing}, nil
+}
+
+// isPassing tells whether an error says nothing of what the kernel can do.
+func isPassing(err error) bool {
+	for _, cause := range []error{unix.EIO, unix.ENOSPC, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.EINTR} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	return false
 }
 
 const (
