@@ -50,7 +50,9 @@ func TestConcurrency(t *testing.T) { // not parallel: it mounts
 	c := newCrowd(t)
 	t.Cleanup(func() { unmountBelow(t, c.home) })
 	c.startService()
-	c.ask(t.Context(), 0, 0) // warm
+	if err := c.ask(t.Context(), 0, 0); err != nil { // warm
+		t.Fatal(err)
+	}
 	idle := c.held()
 
 	duration := crowdTime
