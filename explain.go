@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"dray/internal/erofs"
 	"dray/internal/pull"
 )
 
@@ -14,7 +15,7 @@ type Formula struct {
 	BaseBytes   int64 `json:"base_bytes"`   // program text, runtime, connections
 	RingBytes   int64 `json:"ring_bytes"`   // per layer: buffers between the stages
 	CodecBytes  int64 `json:"codec_bytes"`  // per layer: the inflater's tables and window (gzip; zstd takes its frame's window instead)
-	NamesBytes  int64 `json:"names_bytes"`  // per layer: directories whose times are still to be set, headers of the tar
+	NamesBytes  int64 `json:"names_bytes"`  // per layer: headers of the tar, directories whose times are still to be set, or the index
 	RangesBytes int64 `json:"ranges_bytes"` // all layers: window of blobs that are fetched in parts at once
 	TotalBytes  int64 `json:"total_bytes"`
 }
@@ -22,7 +23,7 @@ type Formula struct {
 // Parts of the formula that are no package's constants.
 const (
 	baseBytes   = 14 << 20
-	namesBytes  = 1 << 20
+	namesBytes  = 1<<20 + erofs.DefaultMaxBytes
 	rangesBytes = 4 << 20
 )
 

@@ -60,9 +60,8 @@ func (x *Index) read(tar *layer.Tar, t *tee) error {
 		if err != nil {
 			return err
 		}
-		if x.result.Entries++; x.result.Entries%trimEvery == 0 {
-			x.memory.trim()
-		}
+		x.result.Entries++
+		x.memory.step()
 		at := tar.Offset()
 		if e.Type == layer.Reg {
 			if err := expressible(e, at); err != nil {

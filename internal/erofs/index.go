@@ -13,7 +13,7 @@ import (
 )
 
 // DefaultMaxBytes is how much of an index is in memory, unless told otherwise.
-const DefaultMaxBytes = 8 << 20
+const DefaultMaxBytes = 1 << 20
 
 // BytesPerEntry is the most memory that an entry takes, its name not included.
 const BytesPerEntry = 180
@@ -182,7 +182,7 @@ func (x *Index) set(dir uint32, name string, ino uint32) error {
 		if err != nil {
 			return err
 		}
-		if err := x.names.add(id, x.direntHash); err != nil {
+		if err := x.names.add(x.direntHash); err != nil {
 			return err
 		}
 		x.inodes.at(dir).data = id

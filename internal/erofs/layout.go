@@ -34,9 +34,6 @@ type layout struct {
 	blocks      uint64 // of all
 }
 
-// trimEvery is after how many inodes memory on disk is given back to the kernel.
-const trimEvery = 1 << 16
-
 // arrange sorts the tree and gives everything its place. The tree must not be
 // changed any more.
 func (x *Index) arrange() error {
@@ -112,9 +109,8 @@ func (x *Index) prepare(dir uint32, p *packer) error {
 
 // use counts an inode and its attributes.
 func (x *Index) use(ino uint32) error {
-	if x.layout.inodes++; x.layout.inodes%trimEvery == 0 {
-		x.memory.trim()
-	}
+	x.layout.inodes++
+	x.memory.step()
 	n := x.inodes.at(ino)
 	if n.opaque {
 		set, err := x.xattrs.withOpaque(n.xattrs)
@@ -147,6 +143,7 @@ func (x *Index) walkTree(dir uint32, fresh func(*inode) bool, each func(ino uint
 		return err
 	}
 	for d := range x.entries(dir) {
+		x.memory.step()
 		n := x.inodes.at(d.ino)
 		var err error
 		switch {

@@ -22,6 +22,7 @@ type memory struct {
 	file   *os.File
 	chunks [][]byte // mapped
 	spare  []byte   // of the last chunk
+	steps  int
 }
 
 // take counts bytes of the heap, and tells whether the limit allows them.
@@ -85,9 +86,17 @@ func (m *memory) grow(size int) error {
 	return nil
 }
 
-// trim lets the kernel take back the pages of the file. Nothing is lost: they are
-// read again when they are touched.
-func (m *memory) trim() {
+// stepsToTrim is after how many steps the file's pages are let go of: few enough that
+// what they touch is small beside the limit.
+const stepsToTrim = 4 << 10
+
+// step is called for each entry or inode that something is done with. From time to
+// time it lets the kernel take back the pages of the file. Nothing is lost: they
+// are read again when they are touched.
+func (m *memory) step() {
+	if m.steps++; m.steps%stepsToTrim != 0 {
+		return
+	}
 	for _, c := range m.chunks {
 		_ = unix.Madvise(c, unix.MADV_DONTNEED) // for a shared mapping, only this process's view of it
 	}
@@ -239,11 +248,11 @@ func (t *texts) addString(s string) (uint32, error) {
 	return offset, err
 }
 
-// table finds numbers by the hash of what they stand for.
+// table finds the numbers 0, 1, 2 … by the hash of what they stand for.
 type table struct {
 	mem   *memory
 	slots []uint32 // number+1; 0 is free
-	count int
+	count uint32
 }
 
 // find returns the number for which same is true.
@@ -260,25 +269,23 @@ func (t *table) find(hash uint64, same func(uint32) bool) (uint32, bool) {
 	return 0, false
 }
 
-// add adds a number that is not there. hashOf returns the hash of any number.
-func (t *table) add(id uint32, hashOf func(uint32) uint64) error {
+// add adds the next number. hashOf returns the hash of any number.
+func (t *table) add(hashOf func(uint32) uint64) error {
 	const firstSlots = 128
-	if 4*t.count >= 3*len(t.slots) {
-		old := t.slots
-		slots, err := allocate[uint32](t.mem, max(firstSlots, 2*len(old)))
+	if 4*int(t.count) >= 3*len(t.slots) {
+		slots, err := allocate[uint32](t.mem, max(firstSlots, 2*len(t.slots)))
 		if err != nil {
 			return err
 		}
+		t.mem.free(4 * int64(len(t.slots)))
 		t.slots = slots
-		for _, v := range old {
-			if v != 0 {
-				t.put(v-1, hashOf(v-1))
-			}
+		for id := range t.count { // in the order in which what they stand for lies in memory
+			t.mem.step()
+			t.put(id, hashOf(id))
 		}
-		t.mem.free(4 * int64(len(old)))
 	}
+	t.put(t.count, hashOf(t.count))
 	t.count++
-	t.put(id, hashOf(id))
 	return nil
 }
 

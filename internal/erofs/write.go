@@ -48,7 +48,7 @@ type output struct {
 	block  uint64 // the next one of directories
 	packer packer
 	buf    []byte
-	seen   int
+	zeros  [blockBytes]byte
 }
 
 func (o *output) put(b []byte) error {
@@ -59,9 +59,8 @@ func (o *output) put(b []byte) error {
 
 // padTo writes zeros up to an offset.
 func (o *output) padTo(at uint64) error {
-	var zeros [blockBytes]byte
 	for o.at < at {
-		if err := o.put(zeros[:min(at-o.at, blockBytes)]); err != nil {
+		if err := o.put(o.zeros[:min(at-o.at, blockBytes)]); err != nil {
 			return err
 		}
 	}
@@ -138,9 +137,6 @@ func (o *output) inode(ino uint32) error {
 	le := binary.LittleEndian
 	x := o.x
 	n := x.inodes.at(ino)
-	if o.seen++; o.seen%trimEvery == 0 {
-		x.memory.trim()
-	}
 	if err := o.padTo(uint64(n.slot) * nodeUnit); err != nil {
 		return err
 	}
@@ -159,7 +155,7 @@ func (o *output) inode(ino uint32) error {
 		o.block += fullBlocks(n, inline)
 	}
 	xattrs := x.xattrs.sizeBytes(n.xattrs)
-	o.buf = append(o.buf[:0], make([]byte, inodeBytes)...)
+	o.buf = append(o.buf[:0], o.zeros[:inodeBytes]...)
 	b := o.buf
 	le.PutUint16(b, format)
 	if xattrs > 0 {
@@ -190,9 +186,6 @@ func (o *output) inode(ino uint32) error {
 
 // blocks writes the whole blocks of a directory or a link's target.
 func (o *output) blocks(ino uint32, n *inode) error {
-	if o.seen++; o.seen%trimEvery == 0 {
-		o.x.memory.trim()
-	}
 	left := fullBlocks(n, o.x.inline(n))
 	switch {
 	case left == 0:

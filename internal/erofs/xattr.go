@@ -118,7 +118,7 @@ func (x *xattrs) attribute(name string, value []byte) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	return id, x.byText.add(id, x.textHash)
+	return id, x.byText.add(x.textHash)
 }
 
 // set returns the number of the set of x.number; 0 is no attributes at all.
@@ -156,7 +156,7 @@ func (x *xattrs) set() (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	return id + 1, x.bySet.add(id, x.setHash)
+	return id + 1, x.bySet.add(x.setHash)
 }
 
 // withOpaque returns the set that has the mark of an opaque directory besides.
