@@ -46,7 +46,7 @@ type world struct {
 func (w *world) drayArgs(args ...string) []string {
 	line := append([]string{program}, args...)
 	line = append(line, "--storepath", w.store, "--config", "/dev/null", "--progress", "none")
-	if *layout != "" && slices.Contains([]string{"pull", "mount"}, args[0]) {
+	if *layout != "" && slices.Contains([]string{"pull", "mount", "serve"}, args[0]) {
 		line = append(line, "--layout", *layout)
 	}
 	return line
