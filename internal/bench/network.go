@@ -75,18 +75,24 @@ type bucket struct {
 	next time.Time  // when what passed so far is through
 }
 
-// burst is how far the bucket may lag behind the clock and catch up.
-const burst = 5 * time.Millisecond
+// A bucket that lags behind the clock catches up: by burst after a pause, by late
+// when the sender had no pause but its timer was late.
+const (
+	burst = 5 * time.Millisecond
+	late  = 50 * time.Millisecond
+	pause = 2 * time.Millisecond
+)
 
-// reserve returns when n more bytes will be through.
-func (b *bucket) reserve(n int) time.Time {
+// reserve returns when n more bytes will be through. lag is how much of the past
+// may be made up for.
+func (b *bucket) reserve(n int, lag time.Duration) time.Time {
 	now := time.Now()
 	if b.bytesPerSecond == 0 {
 		return now
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if earliest := now.Add(-burst); b.next.Before(earliest) {
+	if earliest := now.Add(-lag); b.next.Before(earliest) {
 		b.next = earliest
 	}
 	b.next = b.next.Add(time.Duration(float64(n) / b.bytesPerSecond * float64(time.Second)))
@@ -159,6 +165,7 @@ type shapedConn struct {
 	close    sync.Once
 	done     sync.WaitGroup
 	failed   atomic.Pointer[error]
+	wrote    time.Time // when the last Write returned
 }
 
 type packet struct {
@@ -168,11 +175,15 @@ type packet struct {
 
 const (
 	packetBytes = 16 << 10
-	queueCount  = 4096 // packets on their way: 64 MiB, more than bandwidth times latency of any network here
+	queueCount  = 64 // packets on their way beyond what bandwidth and latency hold, as in socket buffers
 )
 
 func newShapedConn(c net.Conn, l *shapedListener) *shapedConn {
-	s := &shapedConn{Conn: c, listener: l, own: bucket{bytesPerSecond: l.network.Connection / 8}, queue: make(chan packet, queueCount), closing: make(chan struct{})}
+	held := l.network.BitsPerSecond / 8 * (l.network.Latency + l.network.Jitter).Seconds() / packetBytes
+	s := &shapedConn{
+		Conn: c, listener: l, own: bucket{bytesPerSecond: l.network.Connection / 8},
+		queue: make(chan packet, queueCount+int(held)), closing: make(chan struct{}),
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.done.Go(s.deliver)
 	return s
@@ -187,15 +198,21 @@ func (s *shapedConn) Read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (s *shapedConn) Write(p []byte) (written int, err error) {
+	lag := burst
+	if time.Since(s.wrote) < pause {
+		lag = late
+	}
+	defer func() { s.wrote = time.Now() }()
 	for len(p) > 0 {
 		if failed := s.failed.Load(); failed != nil {
 			return written, *failed
 		}
 		n := min(len(p), packetBytes)
-		due := s.listener.link.reserve(n)
-		if own := s.own.reserve(n); own.After(due) {
+		due := s.listener.link.reserve(n, lag)
+		if own := s.own.reserve(n, lag); own.After(due) {
 			due = own
 		}
+		lag = late
 		if err := waitUntil(s.ctx, due); err != nil {
 			return written, net.ErrClosed
 		}
@@ -245,12 +262,11 @@ func (s *shapedConn) deliver() {
 	}
 }
 
-// Close implements net.Conn. What is on its way is delivered first.
+// Close implements net.Conn. What is on its way is delivered first, however slowly
+// the client takes it; a client that is gone ends that.
 func (s *shapedConn) Close() error {
 	s.close.Do(func() { close(s.closing) })
-	timer := time.AfterFunc(s.listener.network.Latency+s.listener.network.Jitter+time.Second, s.cancel)
 	s.done.Wait()
-	timer.Stop()
 	s.cancel()
 	return s.Conn.Close()
 }
