@@ -292,12 +292,16 @@ func (d *decoder) lengthAndDistance(i uint32) error {
 
 // match copies what is left of a match, as far as out has room.
 func (d *decoder) match(out *output) error {
+	repeated := -1 // where in buf the bytes start that the match repeats
 	for d.matchLen > 0 && out.pos < len(out.buf) {
 		have := out.pos - out.low
 		var from []byte
 		switch {
 		case d.matchDist <= have:
-			from = out.buf[out.pos-d.matchDist : out.pos]
+			if repeated < 0 {
+				repeated = out.pos - d.matchDist
+			}
+			from = out.buf[repeated:out.pos] // of which there are whole repetitions
 		case d.matchDist <= have+len(out.ext):
 			from = out.ext[len(out.ext)-(d.matchDist-have):]
 		default:

@@ -40,6 +40,9 @@ func (s *source) header() error {
 			return errMagic
 		}
 	}
+	if fixed[3]&flagHeaderCRC != 0 {
+		h.summed, h.sum = true, crc32.ChecksumIEEE(fixed[:])
+	}
 	return noEOF(h.optional(fixed[3]))
 }
 
@@ -59,13 +62,16 @@ func (s *source) checkMagic() error {
 
 // headerReader reads the bytes of a header, and sums them.
 type headerReader struct {
-	s   *source
-	sum uint32
+	s      *source
+	summed bool // the header has a checksum
+	sum    uint32
 }
 
 func (h *headerReader) byte() (byte, error) {
 	b, err := h.s.readByte()
-	h.sum = ^(crc32.IEEETable[byte(^h.sum)^b] ^ ^h.sum>>8)
+	if h.summed {
+		h.sum = ^(crc32.IEEETable[byte(^h.sum)^b] ^ ^h.sum>>8)
+	}
 	return b, err
 }
 
