@@ -1,0 +1,214 @@
+package estargz
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+
+	"dray/internal/layer"
+)
+
+// plan is what comes before the landmark, read ahead of the rest.
+type plan struct {
+	files   []*planned
+	names   map[string]bool // of files
+	spool   spool
+	matched []string
+	missed  []string
+}
+
+// planned is a file that was read ahead.
+type planned struct {
+	entry  *tocEntry
+	header []byte
+	at     int64 // in the spool
+}
+
+func (p *plan) moved(name string) bool { return p.names[name] }
+
+func (p *plan) close() { p.spool.close() }
+
+// newPlan reads what the options prioritize.
+func newPlan(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options) (*plan, error) {
+	const maxReads = 16 // chains of hard links to links are short
+	p := &plan{names: map[string]bool{}, spool: spool{memory: o.SpillMemory, dir: o.TempDir}}
+	found := map[string]*planned{}
+	asked := map[string]bool{}
+	var wanted []string
+	want := map[string]bool{}
+	add := func(name string) {
+		for ; name != "" && name != "."; name = path.Dir(name) {
+			if !asked[name] && !IsMeta(name) {
+				asked[name], want[name] = true, true
+			}
+		}
+	}
+	for _, name := range o.Prioritized {
+		clean, err := cleanName(name)
+		if err != nil || clean == "" || IsMeta(clean) {
+			p.missed = append(p.missed, name)
+			continue
+		}
+		wanted = append(wanted, clean)
+		add(clean)
+	}
+	for reads := 0; len(want) > 0; reads++ {
+		if reads == maxReads {
+			p.close()
+			return nil, malformed("hard links of prioritized files are nested too deeply")
+		}
+		if err := p.read(ctx, open, o, want, found); err != nil {
+			p.close()
+			return nil, err
+		}
+		again := want
+		want = map[string]bool{}
+		for name := range again {
+			if f := found[name]; f != nil && f.entry.Type == "hardlink" {
+				if target, err := cleanName(f.entry.LinkName); err == nil {
+					add(target)
+				}
+			}
+		}
+	}
+	for _, name := range wanted {
+		if found[name] == nil {
+			p.missed = append(p.missed, name)
+			continue
+		}
+		p.matched = append(p.matched, name)
+		if !o.Lossless {
+			p.place(name, found)
+		}
+	}
+	return p, nil
+}
+
+// place appends a file behind its parents and its target.
+func (p *plan) place(name string, found map[string]*planned) {
+	if p.names[name] || name == "" || name == "." {
+		return
+	}
+	p.place(parent(name), found)
+	f := found[name]
+	if f == nil || p.names[name] {
+		return // a directory that has no entry
+	}
+	p.names[name] = true
+	if f.entry.Type == "hardlink" {
+		if target, err := cleanName(f.entry.LinkName); err == nil {
+			p.place(target, found)
+		}
+	}
+	p.files = append(p.files, f)
+}
+
+func parent(name string) string {
+	if dir := path.Dir(name); dir != "." {
+		return dir
+	}
+	return ""
+}
+
+// read reads the layer and keeps the last entry of each name in want.
+func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options, want map[string]bool, found map[string]*planned) error {
+	src, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	t := newRawTar(src, o.Limits, false)
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		e, header, err := t.next()
+		if errors.Is(err, io.EOF) {
+			_, err = t.tar.Drain()
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		name, err := cleanName(e.Name)
+		if err != nil {
+			return err
+		}
+		if !want[name] {
+			continue
+		}
+		f := &planned{entry: newTOCEntry(e), header: slices.Clone(header), at: p.spool.size}
+		found[name] = f
+		if e.Type == layer.Reg && !o.Lossless {
+			if err := t.body(e, p.spool.write); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// spool keeps bytes in memory, and from a size on in a file without a name.
+type spool struct {
+	memory int64
+	dir    string
+	buf    bytes.Buffer
+	file   *os.File
+	size   int64
+}
+
+func (s *spool) write(p []byte) error {
+	s.size += int64(len(p))
+	if s.file == nil && s.size <= s.memory {
+		s.buf.Write(p)
+		return nil
+	}
+	if s.file == nil {
+		f, err := os.CreateTemp(s.dir, "dray-prioritized-*")
+		if err != nil {
+			return fmt.Errorf("keep prioritized files: %w", err)
+		}
+		s.file = f
+		// Without its name it is gone with the process, whatever ends that.
+		if err := os.Remove(f.Name()); err != nil {
+			return fmt.Errorf("keep prioritized files: %w", err)
+		}
+		if _, err := f.Write(s.buf.Bytes()); err != nil {
+			return fmt.Errorf("keep prioritized files: %w", err)
+		}
+		s.buf = bytes.Buffer{}
+	}
+	if _, err := s.file.Write(p); err != nil {
+		return fmt.Errorf("keep prioritized files: %w", err)
+	}
+	return nil
+}
+
+// read calls take with size bytes from an offset on.
+func (s *spool) read(at, size int64, take func([]byte) error) error {
+	if s.file == nil {
+		return take(s.buf.Bytes()[at:][:size])
+	}
+	buf := make([]byte, min(size, tapBlockBytes))
+	for size > 0 {
+		n := min(size, int64(len(buf)))
+		if _, err := s.file.ReadAt(buf[:n], at); err != nil {
+			return fmt.Errorf("read prioritized files: %w", noEOF(err))
+		}
+		if err := take(buf[:n]); err != nil {
+			return err
+		}
+		at, size = at+n, size-n
+	}
+	return nil
+}
+
+func (s *spool) close() {
+	if s.file != nil {
+		_ = s.file.Close() // nothing of it is wanted
+	}
+}
