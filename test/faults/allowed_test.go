@@ -14,6 +14,7 @@ type rule struct {
 	call      *regexp.Regexp // of call.String
 	err       unix.Errno     // 0: any
 	follows   string         // the last call for mounts before it was about this
+	before    string         // nothing that contains this has been touched before
 	after     string         // a call of this name has been made before
 	says      string         // what must be in standard error
 	why       string
@@ -51,6 +52,10 @@ var rules = []rule{
 		why: "the kernel is asked what it can do; where it takes no descriptors, it gets paths",
 	},
 	{
+		call: regexp.MustCompile(`^fsconfig\(lowerdir\+\) `), before: "store/mounts/MOUNT",
+		why: "no mount is being made: the kernel is asked what it can do with EROFS, by descriptor and then by path",
+	},
+	{
 		call: regexp.MustCompile(`^(openat\(store/lock\)|[a-z0-9]+\(store/facts|(fsopen|fsconfig|fsmount)\()`), says: "what the kernel can do is asked again next time",
 		why: "the kernel is asked what it can do with EROFS; an answer that may be wrong, or cannot be kept, is not remembered, and that is said",
 	},
@@ -84,6 +89,7 @@ func mayPass(scenario string, err unix.Errno, ran outcome) string {
 }
 
 func (r rule) fits(scenario string, err unix.Errno, ran outcome) bool {
+	touched := func(c call) bool { return strings.Contains(c.what, r.before) }
 	made := func(c call) bool { return c.name == r.after }
 	previous := call{}
 	for _, c := range ran.calls[:len(ran.calls)-1] { // the last is the one that failed
@@ -95,6 +101,7 @@ func (r rule) fits(scenario string, err unix.Errno, ran outcome) bool {
 	case r.scenarios != nil && !slices.Contains(r.scenarios, scenario),
 		r.err != 0 && r.err != err,
 		r.follows != "" && r.follows != previous.what,
+		r.before != "" && slices.ContainsFunc(ran.calls, touched),
 		r.after != "" && !slices.ContainsFunc(ran.calls, made):
 		return false
 	}

@@ -181,7 +181,7 @@ func (c *crowd) ask(ctx context.Context, n, image int) error {
 		return err
 	}
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(c.t.Context(), "unix", c.socket)
+	conn, err := dialer.DialContext(c.t.Context(), "unix", c.socket) //nolint:contextcheck // it may outlast the time of the crowd
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (c *crowd) client(ctx context.Context, n int) int {
 			cancel()
 			call, cancel = context.WithTimeout(c.t.Context(), time.Duration(random.IntN(400))*time.Millisecond)
 		}
-		err := c.ask(call, n, image)
+		err := c.ask(call, n, image) //nolint:contextcheck // it may outlast the time of the crowd
 		gaveUp := call.Err() != nil
 		cancel()
 		last = -1
@@ -259,7 +259,7 @@ func mayFail(exit int, out string) bool {
 func (c *crowd) pulls(ctx context.Context) {
 	random := rand.New(rand.NewPCG(*seed, 1000))
 	for ctx.Err() == nil {
-		exit, out := c.interrupted(random, "pull", c.refs[random.IntN(imageCount)])
+		exit, out := c.interrupted(random, "pull", c.refs[random.IntN(imageCount)]) //nolint:contextcheck // it may outlast the time of the crowd
 		c.note("dray pull", strconv.Itoa(exit), mayFail(exit, out), out)
 	}
 }
@@ -268,13 +268,13 @@ func (c *crowd) mounts(ctx context.Context) {
 	random := rand.New(rand.NewPCG(*seed, 1001))
 	for ctx.Err() == nil {
 		image := random.IntN(imageCount)
-		exit, out := c.interrupted(random, "mount", "--replace", c.refs[image], c.target)
+		exit, out := c.interrupted(random, "mount", "--replace", c.refs[image], c.target) //nolint:contextcheck // it may outlast the time of the crowd
 		c.note("dray mount", strconv.Itoa(exit), mayFail(exit, out), out)
 		if exit == 0 {
 			c.wantImage(c.target, image)
 		}
 		if random.IntN(2) == 0 {
-			exit, out = c.interrupted(random, "unmount", c.target)
+			exit, out = c.interrupted(random, "unmount", c.target) //nolint:contextcheck // it may outlast the time of the crowd
 			c.note("dray unmount", strconv.Itoa(exit), mayFail(exit, out) || exit == int(dray.KindNotFound), out)
 		}
 	}
