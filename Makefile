@@ -45,7 +45,8 @@ bench: build
 
 nightly: build
 	scripts/setup test
-	DRAY_NIGHTLY=1 scripts/test
+	scripts/test
+	scripts/nightly
 
 install: build
 	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin bin/dray bin/dray-guest
