@@ -211,7 +211,7 @@ func (t *text) ratios(network string) {
 		return
 	}
 	first := t.report.Rivals[0].Name
-	t.line("\n===== Time of %s as a ratio of the others' (median and 95 %% interval) =====", first)
+	t.line("\n===== Time of %s as a ratio of the others', %s (median and 95 %% interval) =====", first, network)
 	w := tabwriter.NewWriter(t.w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprint(w, "image")
 	for _, r := range t.report.Rivals[1:] {
