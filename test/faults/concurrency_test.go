@@ -284,9 +284,9 @@ func (c *crowd) mounts(ctx context.Context) {
 func (c *crowd) collects(ctx context.Context) {
 	random := rand.New(rand.NewPCG(*seed, 1002))
 	for ctx.Err() == nil {
-		exit, out := c.interrupted(random, "store", "rm", c.refs[random.IntN(imageCount)])
+		exit, out := c.interrupted(random, "store", "rm", c.refs[random.IntN(imageCount)]) //nolint:contextcheck // it may outlast the time of the crowd
 		c.note("dray store rm", strconv.Itoa(exit), mayFail(exit, out) || exit == int(dray.KindNotFound), out)
-		exit, out = c.interrupted(random, "store", "gc")
+		exit, out = c.interrupted(random, "store", "gc") //nolint:contextcheck // it may outlast the time of the crowd
 		c.note("dray store gc", strconv.Itoa(exit), mayFail(exit, out), out)
 	}
 }
