@@ -228,7 +228,7 @@ func TestConflicts(t *testing.T) {
 			map[string]string{},
 		},
 		"overlay's own xattrs": {
-			[]item{dirItem("d").xattr("trusted.overlay.opaque", "y"), reg("f", "").xattr("user.overlay.origin", "")},
+			[]item{dirItem("d").xattr("trusted.overlay.opaque", "y"), reg("f", "").xattr("user.overlay.origin", "z")},
 			map[string]string{"d": "dir", "f": `file ""`},
 		},
 		"xattrs without a place": {

@@ -21,6 +21,7 @@ const (
 const (
 	overlayOpaque   = "overlay.opaque"
 	overlayWhiteout = "overlay.whiteout"
+	overlayOrigin   = "overlay.origin"
 )
 
 // whiteout applies the entry if its name makes it a whiteout, and tells whether
@@ -121,6 +122,11 @@ func (a *applier) belowOpaque(path string) (bool, error) {
 func (a *applier) makeWhiteout(d *openedDir, base string) error {
 	if !a.xwhiteout {
 		err := unix.Mknodat(d.fd, base, unix.S_IFCHR, 0)
+		if err == nil {
+			// Without it overlayfs lists the whiteouts of a directory that only this
+			// layer has; empty, it says nothing else.
+			return a.setOverlayXattr(d.fd, overlayOrigin, "")
+		}
 		if a.o.Whiteouts == Trusted || !errors.Is(err, unix.EPERM) {
 			return err
 		}
