@@ -223,7 +223,11 @@ func (h holder) mounted() (bool, error) {
 		line, err := lines.ReadString('\n') // an overlay of 500 layers has a long one
 		// After the separator: type, source, options (proc_pid_mountinfo(5)).
 		_, tail, _ := strings.Cut(line, " - ")
-		if _, source, _ := strings.Cut(tail, " "); strings.HasPrefix(source, MountSource) {
+		kind, rest, _ := strings.Cut(tail, " ")
+		source, options, _ := strings.Cut(rest, " ")
+		// One of root's, copied when the namespace was made, has no "user." whiteouts.
+		inherited := kind == "overlay" && !strings.Contains(","+strings.TrimSpace(options)+",", ",userxattr,")
+		if strings.HasPrefix(source, MountSource) && !inherited {
 			return true, nil
 		}
 		if errors.Is(err, io.EOF) {
