@@ -16,6 +16,7 @@ import (
 
 	"dray/internal/oci"
 	"dray/internal/ocidir"
+	"dray/internal/store"
 	"dray/internal/testkit"
 )
 
@@ -33,6 +34,9 @@ func TestMain(m *testing.M) {
 //	faulty VAR DIR FAULT the same, with a fault, see faults below
 //	code N PROGRAM ...   runs the program, which must end with exit code N
 //	nothing-left         the store has no staging, the machine no mount of ours
+//	tls-registry VAR DIR registry over TLS, with a certificate for 127.0.0.1; $CERTS is its --cert-dir
+//	small-disk DIR SIZE  mounts a tmpfs of that size until the script ends
+//	interrupt PROGRAM... runs the program, and interrupts it once a layer is staged; it must end with code 130
 //	ordinary-user KIND   makes $U, the home of an ordinary user with a range of IDs or a single one
 //	as N PROGRAM ...     code, as that user
 //	user-left-nothing    nothing-left, for that user
@@ -53,6 +57,7 @@ func TestScripts(t *testing.T) { //nolint:paralleltest // mounts
 		Condition: condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": makeLayout, "registry": serve, "faulty": serveFaulty, "code": exitCode, "nothing-left": nothingLeft,
+			"tls-registry": serveTLS, "small-disk": smallDisk, "interrupt": interrupt,
 			"ordinary-user": ordinaryUser, "as": as, "user-left-nothing": userLeftNothing,
 		},
 	})
@@ -61,7 +66,7 @@ func TestScripts(t *testing.T) { //nolint:paralleltest // mounts
 // condition knows [root], [overlay] and [tool:NAME]. In CI what is missing is a failure.
 func condition(name string) (bool, error) {
 	tool, isTool := strings.CutPrefix(name, "tool:")
-	have := false
+	var have bool
 	switch {
 	case isTool:
 		_, err := exec.LookPath(tool)
@@ -103,22 +108,24 @@ func kit(ts *testscript.TestScript) tb {
 
 // images are what layout can make.
 func images() map[string]func(testing.TB) *testkit.Builder {
-	busybox := func(t testing.TB) testkit.Entry {
+	busybox := func(tb testing.TB) testkit.Entry {
+		tb.Helper()
 		raw, err := os.ReadFile("/usr/bin/busybox")
 		if err != nil {
 			raw, err = os.ReadFile("/bin/busybox")
 		}
 		if err != nil {
-			t.Fatalf("busybox-static is not installed: %v", err)
+			tb.Fatalf("busybox-static is not installed: %v", err)
 		}
 		return testkit.File("bin/busybox", string(raw)).Chmod(0o755)
 	}
-	shell := func(t testing.TB) *testkit.Builder {
-		entries := []testkit.Entry{testkit.Dir("bin"), busybox(t)}
+	shell := func(tb testing.TB) *testkit.Builder {
+		tb.Helper()
+		entries := []testkit.Entry{testkit.Dir("bin"), busybox(tb)}
 		for _, name := range []string{"sh", "cat", "ls", "id", "pwd", "env", "sleep", "true", "false", "echo", "kill", "touch", "stat", "tty"} {
 			entries = append(entries, testkit.Hardlink("bin/"+name, "bin/busybox"))
 		}
-		return testkit.Image(t).
+		return testkit.Image(tb).
 			Layer(entries...).
 			Layer(testkit.Dir("etc"),
 				testkit.File("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"),
@@ -130,34 +137,46 @@ func images() map[string]func(testing.TB) *testkit.Builder {
 	}
 	return map[string]func(testing.TB) *testkit.Builder{
 		"shell": shell,
-		"small": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.Dir("etc"), testkit.File("etc/hostname", "small\n"))
+		"small": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.Dir("etc"), testkit.File("etc/hostname", "small\n"))
 		},
-		"other": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.Dir("etc"), testkit.File("etc/hostname", "other\n"))
+		"other": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.Dir("etc"), testkit.File("etc/hostname", "other\n"))
 		},
-		"owned": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).
+		"owned": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).
 				Layer(testkit.File("file", "x").Chown(33, 44).Chmod(0o4755), testkit.File("gone", "y")).
 				Layer(testkit.Whiteout("gone"))
 		},
-		"big": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.File("first", "1")).Layer(testkit.Random("blob", 8<<20, 1)).Layer(testkit.File("last", "3")).
+		"ghost": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.Dir("d"), testkit.File("d/file", "x"), testkit.Whiteout("d/ghost"))
+		},
+		"big": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.File("first", "1")).Layer(testkit.Random("blob", 8<<20, 1)).Layer(testkit.File("last", "3")).
 				Config(func(i *oci.Image) { i.Config.Cmd = []string{"run"} })
 		},
-		"foreign-platform": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.File("a", "b")).Platform(oci.Platform{OS: "linux", Architecture: "s390x"})
+		"foreign-platform": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.File("a", "b")).Platform(oci.Platform{OS: "linux", Architecture: "s390x"})
 		},
-		"garbage": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Blob(oci.MediaTypeLayerGz, []byte("this is no layer at all, but text"))
+		"garbage": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Blob(oci.MediaTypeLayerGz, []byte("this is no layer at all, but text"))
 		},
-		"wrong-diffid": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.File("a", "b")).Config(func(i *oci.Image) {
+		"wrong-diffid": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.File("a", "b")).Config(func(i *oci.Image) {
 				i.RootFS.DiffIDs[0] = oci.DiffID(oci.DigestBytes([]byte("something else")))
 			})
 		},
-		"bomb": func(t testing.TB) *testkit.Builder {
-			return testkit.Image(t).Layer(testkit.Zeros("zeros", 3<<40)).Absent()
+		"bomb": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.Zeros("zeros", 3<<40)).Absent()
 		},
 	}
 }
@@ -193,6 +212,36 @@ func startRegistry(ts *testscript.TestScript, variable, dir string, faults ...te
 	ts.Setenv(variable, strings.TrimSuffix(strings.TrimPrefix(server.Ref("x"), "http://"), "/x"))
 }
 
+func serveTLS(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: tls-registry VAR DIR")
+	}
+	server := testkit.TLSRegistry(kit(ts), ts.MkAbs(args[1]))
+	ts.Setenv(args[0], server.Host)
+	ts.Setenv("CERTS", server.CertDir(kit(ts)))
+}
+
+func smallDisk(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: small-disk DIR SIZE")
+	}
+	ts.Check(os.MkdirAll(ts.MkAbs(args[0]), 0o700))
+	ts.Check(ts.Exec("mount", "-t", "tmpfs", "-o", "size="+args[1], "tmpfs", ts.MkAbs(args[0])))
+}
+
+// interrupt looks for the staged layer in the store of DRAY_STOREPATH.
+func interrupt(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: interrupt PROGRAM [ARG...]")
+	}
+	staging := filepath.Join(ts.Getenv("DRAY_STOREPATH"), "staging", "*")
+	const wait = `"$@" & pid=$!; n=0
+while [ $n -lt 1000 ]; do for f in $STAGING; do if [ -e "$f" ]; then kill -INT $pid; n=1000; break; fi; done; n=$((n+1)); sleep 0.01; done
+wait $pid`
+	// sh has background programs ignore SIGINT; env takes that back
+	exitCode(ts, false, append([]string{"130", "env", "STAGING=" + staging, "sh", "-c", wait, "sh", "env", "--default-signal=INT"}, args...))
+}
+
 // serveFaulty knows the faults that a command line has to report.
 func serveFaulty(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
@@ -211,8 +260,10 @@ func serveFaulty(ts *testscript.TestScript, neg bool, args []string) {
 		"403":          {testkit.Status("/manifests/", http.StatusForbidden)},
 		"500":          {testkit.Status("/manifests/", http.StatusInternalServerError)},
 		"429-once":     {testkit.Status("/manifests/", http.StatusTooManyRequests, "Retry-After", "0").Times(1)},
+		"busy":         {testkit.Status("/manifests/", http.StatusTooManyRequests, "Retry-After", "0")},
+		"not-json":     {testkit.Replace("/manifests/", func([]byte) []byte { return []byte("<html>") })},
 		"big-manifest": {testkit.Resize("/manifests/", 10<<20)},
-		"slow":         {testkit.Slow(blob, 64<<10, 50*time.Millisecond)},
+		"slow":         {testkit.Slow(blob, 256<<10, 50*time.Millisecond)},
 		"basic":        {testkit.Basic("user", "secret")},
 	}[args[2]]
 	if faults == nil {
@@ -270,18 +321,27 @@ func nothingLeft(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func leftovers(ts *testscript.TestScript) []string {
-	store := ts.Getenv("DRAY_STOREPATH")
+	root := ts.Getenv("DRAY_STOREPATH")
 	left := mountsBelow(ts.MkAbs("."))
 	for _, dir := range []string{"staging", "mounts"} {
-		entries, err := os.ReadDir(filepath.Join(store, dir))
+		entries, err := os.ReadDir(filepath.Join(root, dir))
 		if err != nil && !os.IsNotExist(err) {
 			ts.Check(err)
 		}
 		for _, e := range entries {
-			left = append(left, filepath.Join(dir, e.Name()))
+			if !heldElsewhere(filepath.Join(root, dir, e.Name())) {
+				left = append(left, filepath.Join(dir, e.Name()))
+			}
 		}
 	}
 	return left
+}
+
+// heldElsewhere tells whether dir is of a mount that is gone here, but that another
+// mount namespace has a copy of: tests beside this one make such namespaces.
+func heldElsewhere(dir string) bool {
+	state, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	return err == nil && strings.Contains(string(state), string(store.MountUnmounting))
 }
 
 func mountsBelow(dir string) []string {
