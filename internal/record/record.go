@@ -1,0 +1,232 @@
+// Package record reads, writes, merges and applies records: what a workload read
+// of an image, in the order of the first access. A record is advice. A wrong one
+// costs speed and nothing else, so what does not fit is skipped and counted; only
+// what is no record at all, or too large, is an error.
+//
+// The form is containerd's: one JSON object a line, with path, manifestDigest and
+// layerIndex. dray adds fields that others ignore. Functions here are pure; none
+// keeps anything, so all may be called at the same time.
+package record
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"dray/internal/oci"
+)
+
+// ErrFormat reports input that is not a record.
+var ErrFormat = errors.New("malformed record")
+
+// ErrTooLarge reports a record beyond [Limits].
+var ErrTooLarge = errors.New("record too large")
+
+// Defaults of [Limits].
+const (
+	DefaultMaxLines     = 10_000_000
+	DefaultMaxEntries   = 1_000_000
+	DefaultMaxLineBytes = 64 << 10
+)
+
+// Limits bounds what is read. Zero is the default.
+type Limits struct {
+	MaxLines     int // [DefaultMaxLines]
+	MaxEntries   int // distinct ones: [DefaultMaxEntries]
+	MaxLineBytes int // [DefaultMaxLineBytes]
+}
+
+func (l Limits) withDefaults() Limits {
+	l.MaxLines = cmp.Or(l.MaxLines, DefaultMaxLines)
+	l.MaxEntries = cmp.Or(l.MaxEntries, DefaultMaxEntries)
+	l.MaxLineBytes = cmp.Or(l.MaxLineBytes, DefaultMaxLineBytes)
+	return l
+}
+
+// Entry is a file that was read. All but Path is optional.
+type Entry struct {
+	Path           string     `json:"path"` // without a leading slash
+	ManifestDigest oci.Digest `json:"manifestDigest,omitempty"`
+	LayerIndex     *int       `json:"layerIndex,omitempty"` // 0 is the bottom
+
+	Ranges            []Range `json:"ranges,omitempty"`            // what was read of it; none is all
+	FirstAccessMillis int64   `json:"firstAccessMillis,omitempty"` // after the workload's start
+	Count             int64   `json:"count,omitempty"`             // of accesses
+	Workload          string  `json:"workload,omitempty"`
+}
+
+// Range is a part of a file, in bytes.
+type Range struct {
+	Offset int64 `json:"offset"`
+	Size   int64 `json:"size"`
+}
+
+// Record is what was read, first access first, each entry once.
+type Record struct {
+	Entries []Entry
+	Lines   int // with repeated and skipped ones
+	Skipped int // lines with a path or a number that nothing can have
+}
+
+// key is what makes two entries the same.
+type key struct {
+	path     string
+	manifest oci.Digest
+	layer    int
+}
+
+func (e *Entry) key() key {
+	k := key{path: e.Path, manifest: e.ManifestDigest, layer: -1}
+	if e.LayerIndex != nil {
+		k.layer = *e.LayerIndex
+	}
+	return k
+}
+
+// Read reads a record to its end. Errors wrap [ErrFormat] or [ErrTooLarge], or are
+// those of r.
+func Read(r io.Reader, l Limits) (*Record, error) {
+	l = l.withDefaults()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, min(4096, l.MaxLineBytes)), l.MaxLineBytes)
+	rec := &Record{}
+	seen := map[key]bool{}
+	for lines.Scan() {
+		if len(lines.Bytes()) == 0 {
+			continue
+		}
+		rec.Lines++
+		if rec.Lines > l.MaxLines {
+			return nil, fmt.Errorf("read record: more than %d lines: %w", l.MaxLines, ErrTooLarge)
+		}
+		var e Entry
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return nil, fmt.Errorf("read record: line %d: %w: %w", rec.Lines, ErrFormat, err)
+		}
+		if !e.clean() {
+			rec.Skipped++
+			continue
+		}
+		if k := e.key(); !seen[k] {
+			if len(seen) == l.MaxEntries {
+				return nil, fmt.Errorf("read record: more than %d entries: %w", l.MaxEntries, ErrTooLarge)
+			}
+			seen[k] = true
+			rec.Entries = append(rec.Entries, e)
+		}
+	}
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		return nil, fmt.Errorf("read record: line %d has more than %d bytes: %w", rec.Lines+1, l.MaxLineBytes, ErrTooLarge)
+	case err != nil:
+		return nil, err
+	}
+	return rec, nil
+}
+
+// clean makes the path relative to the root and tells whether the entry can be of
+// any image.
+func (e *Entry) clean() bool {
+	for _, r := range e.Ranges {
+		if r.Offset < 0 || r.Size <= 0 || r.Offset > r.Offset+r.Size {
+			return false
+		}
+	}
+	var ok bool
+	e.Path, ok = cleanPath(e.Path)
+	return ok && e.Count >= 0 && e.FirstAccessMillis >= 0 && (e.LayerIndex == nil || *e.LayerIndex >= 0)
+}
+
+// cleanPath returns a path below the root.
+func cleanPath(p string) (string, bool) {
+	if strings.IndexByte(p, 0) >= 0 || slices.Contains(strings.Split(p, "/"), "..") {
+		return "", false
+	}
+	p = strings.TrimPrefix(path.Clean("/"+p), "/")
+	return p, p != ""
+}
+
+// Write writes entries, a line each.
+func Write(w io.Writer, entries []Entry) error {
+	out := bufio.NewWriter(w)
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	for i := range entries {
+		if err := enc.Encode(&entries[i]); err != nil {
+			return fmt.Errorf("write record: %w", err)
+		}
+	}
+	return out.Flush()
+}
+
+// Weighted is a record and how much it counts among others; 0 is 1.
+type Weighted struct {
+	Entries []Entry
+	Weight  float64
+}
+
+// Merge returns one order of many records. Each gives a path its weight, in whole
+// for the first place and next to nothing for the last; the sums decide, and where
+// they are the same the names. Entries are told apart by path alone, and the first
+// record that has a path tells the rest; counts are added, ranges put together.
+func Merge(records []Weighted) []Entry {
+	type merged struct {
+		entry Entry
+		score float64
+	}
+	byPath := map[string]*merged{}
+	var all []*merged
+	for _, r := range records {
+		weight := cmp.Or(r.Weight, 1)
+		here := map[string]bool{}
+		for i, e := range r.Entries {
+			m := byPath[e.Path]
+			if m == nil {
+				m = &merged{entry: e}
+				m.entry.Count = 0
+				byPath[e.Path] = m
+				all = append(all, m)
+			} else if m.entry.Ranges != nil {
+				m.entry.Ranges = union(m.entry.Ranges, e.Ranges)
+			}
+			m.entry.Count += e.Count
+			if !here[e.Path] {
+				here[e.Path] = true
+				m.score += weight * float64(len(r.Entries)-i) / float64(len(r.Entries))
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b *merged) int {
+		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.entry.Path, b.entry.Path))
+	})
+	entries := make([]Entry, len(all))
+	for i, m := range all {
+		entries[i] = m.entry
+	}
+	return entries
+}
+
+// union returns the ranges that cover both; none is the whole file.
+func union(a, b []Range) []Range {
+	if len(b) == 0 {
+		return nil
+	}
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Offset, b.Offset) })
+	out := all[:1]
+	for _, r := range all[1:] {
+		last := &out[len(out)-1]
+		if r.Offset <= last.Offset+last.Size {
+			last.Size = max(last.Size, r.Offset+r.Size-last.Offset)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}

@@ -1,0 +1,204 @@
+package record
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"iter"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"dray/internal/layer"
+	"dray/internal/oci"
+)
+
+// document003 is the record of document 003, but for what it omits.
+const document003 = `{"path":"bin/bash","manifestDigest":"sha256:2322be6aa1e61c36cfa34a0d355b7f088022e34c6f17016bafae6041c67a0a1b","layerIndex":0}
+{"path":"bin/bash","manifestDigest":"sha256:2322be6aa1e61c36cfa34a0d355b7f088022e34c6f17016bafae6041c67a0a1b","layerIndex":0}
+{"path":"lib/x86_64-linux-gnu/ld-2.28.so","manifestDigest":"sha256:2322be6aa1e61c36cfa34a0d355b7f088022e34c6f17016bafae6041c67a0a1b","layerIndex":0}
+`
+
+func TestReadsAndWritesDocument003(t *testing.T) {
+	t.Parallel()
+	r, err := Read(strings.NewReader(document003), Limits{})
+	if err != nil || len(r.Entries) != 2 || r.Lines != 3 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	var out bytes.Buffer
+	if err := Write(&out, r.Entries); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(document003, "\n")
+	if diff := cmp.Diff(out.String(), lines[0]+lines[2]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestReadIsStrictAboutFormOnly(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, text string
+		entries    int
+		want       error
+	}{
+		{"nothing", "", 0, nil},
+		{"climbing", `{"path":"a/../../etc/shadow"}` + "\n" + `{"path":"/b"}`, 1, nil},
+		{"root", `{"path":"/"}`, 0, nil},
+		{"negative layer", `{"path":"a","layerIndex":-1}`, 0, nil},
+		{"overflowing range", `{"path":"a","ranges":[{"offset":9223372036854775807,"size":1}]}`, 0, nil},
+		{"unknown fields", `{"path":"a","x":[1]}`, 1, nil},
+		{"no JSON", "a\n", 0, ErrFormat},
+		{"digest", `{"path":"a","manifestDigest":"md5:1"}`, 0, ErrFormat},
+		{"long line", `{"path":"` + strings.Repeat("a", 200), 0, ErrTooLarge},
+		{"many", "{\"path\":\"a\"}\n{\"path\":\"b\"}\n{\"path\":\"c\"}\n", 0, ErrTooLarge},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r, err := Read(strings.NewReader(test.text), Limits{MaxEntries: 2, MaxLineBytes: 100})
+			if !errors.Is(err, test.want) || err == nil && len(r.Entries) != test.entries {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}
+
+func names(all ...string) iter.Seq2[Name, error] {
+	return func(yield func(Name, error) bool) {
+		for _, n := range all {
+			dir := strings.HasSuffix(n, "/")
+			if !yield(Name{Path: n, IsDir: dir, Size: 10}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func TestApplyTakesTheVisibleCopy(t *testing.T) {
+	t.Parallel()
+	layers := []iter.Seq2[Name, error]{
+		names("a", "d/", "d/x", "gone", "o/x", "f/below", "dir/", "dir/kept"),
+		names("./a", ".wh.gone", "o/.wh..wh..opq", "o/y", "f", "dir/"),
+		names("top"),
+	}
+	var entries []Entry
+	for _, p := range []string{"top", "a", "gone", "d/x", "o/x", "o/y", "f/below", "dir/kept", "never", "a"} {
+		entries = append(entries, Entry{Path: p})
+	}
+	plan, err := Apply(entries, layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got [][]string
+	for _, l := range plan.Layers {
+		got = append(got, l.Paths)
+	}
+	if diff := cmp.Diff(got, [][]string{{"d/x", "dir/kept"}, {"a", "o/y"}, {"top"}}); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(plan.Missing, []string{"gone", "o/x", "f/below", "never"}); diff != "" {
+		t.Error(diff)
+	}
+	if plan.Matched != 5 || plan.Share() <= 0 || plan.Share() >= 1 {
+		t.Errorf("matched %d, share %v", plan.Matched, plan.Share())
+	}
+	failing := func(yield func(Name, error) bool) { yield(Name{}, io.ErrClosedPipe) }
+	if _, err := Apply(entries, []iter.Seq2[Name, error]{failing}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMerge(t *testing.T) {
+	t.Parallel()
+	a := []Entry{{Path: "a", Count: 1, Ranges: []Range{{0, 10}}}, {Path: "b"}, {Path: "c"}}
+	b := []Entry{{Path: "c"}, {Path: "a", Count: 2, Ranges: []Range{{5, 10}, {100, 1}}}}
+	got := Merge([]Weighted{{Entries: a}, {Entries: b, Weight: 3}})
+	want := []Entry{{Path: "c"}, {Path: "a", Count: 3, Ranges: []Range{{0, 15}, {100, 1}}}, {Path: "b"}}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestListsAndGlobs(t *testing.T) {
+	t.Parallel()
+	list, err := ReadList(strings.NewReader("# first\n\n/usr/lib/**/*.so\nbin/?sh\nnone\nusr/**\n**/x/**/y\n"), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	matched, missed := Expand(list, []string{"usr/lib/b.so", "usr/lib/a/c.so", "usr/x", "bin/ash", "bin/bash", "x/y", "1/x/2/3/y"})
+	want := []string{"usr/lib/a/c.so", "usr/lib/b.so", "bin/ash", "usr/x", "1/x/2/3/y", "x/y"}
+	if diff := cmp.Diff(matched, want); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(missed, []string{"none"}); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{"../x", "a/[", "/"} {
+		if _, err := ReadList(strings.NewReader(bad), Limits{}); !errors.Is(err, ErrFormat) {
+			t.Errorf("%q: got %v", bad, err)
+		}
+	}
+}
+
+func TestRecordImage(t *testing.T) {
+	t.Parallel()
+	rec, err := Read(strings.NewReader(document003), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := &oci.Descriptor{MediaType: oci.MediaTypeManifest, Digest: oci.DigestBytes(nil), Size: 7}
+	for _, s := range []*oci.Descriptor{nil, subject} {
+		image, err := NewImage(rec.Entries, oci.Platform{OS: "linux", Architecture: "amd64"}, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, err := oci.DecodeDocument(image.Manifest, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		desc, err := LayerOf(doc.Manifest)
+		if err != nil || desc.Digest != oci.DigestBytes(image.Layer) || desc.MediaType != oci.MediaTypeLayerGz {
+			t.Errorf("layer %+v, %v", desc, err)
+		}
+		if diff := cmp.Diff(doc.Manifest.Subject, s); diff != "" {
+			t.Error(diff)
+		}
+		z, err := layer.Decompress(bytes.NewReader(image.Layer), layer.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadTar(z, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(got.Entries, rec.Entries); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if _, err := ReadTar(bytes.NewReader(make([]byte, 1024)), Limits{}); !errors.Is(err, ErrFormat) {
+		t.Errorf("empty tar: got %v", err)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add([]byte(document003))
+	f.Add([]byte(`{"path":"a","ranges":[{"offset":1,"size":2}],"count":3,"workload":"w"}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := Read(bytes.NewReader(text), Limits{})
+		if err != nil {
+			return
+		}
+		var out bytes.Buffer
+		if err := Write(&out, r.Entries); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Read(&out, Limits{MaxLineBytes: 1 << 30})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(again.Entries) != len(r.Entries) || again.Skipped != 0 {
+			t.Errorf("%d entries became %d", len(r.Entries), len(again.Entries))
+		}
+	})
+}
