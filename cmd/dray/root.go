@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -51,10 +52,9 @@ func version() string {
 		return "unknown"
 	}
 	version := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			version += " " + s.Value
-		}
+	isRevision := func(s debug.BuildSetting) bool { return s.Key == "vcs.revision" }
+	if i := slices.IndexFunc(info.Settings, isRevision); i >= 0 {
+		version += " " + info.Settings[i].Value
 	}
 	return version + " " + info.GoVersion
 }
