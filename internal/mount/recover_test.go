@@ -86,7 +86,7 @@ func TestRecover(t *testing.T) {
 			name: "of another boot",
 			harm: func(b *bench, mounted *store.Mount) {
 				b.umount(mounted.Target)
-				b.edit(mounted.ID, set("bootID", otherBoot))
+				b.edit(mounted.ID, set("boot_id", otherBoot))
 			},
 			want: Report{Removed: []string{"it"}},
 		},
@@ -195,7 +195,7 @@ func TestNamespaces(t *testing.T) {
 			}
 			if readOnly && len(report.Removed) == 0 {
 				// Which processes are in it cannot be told here; the boot will tell.
-				b.edit(id, set("bootID", "00000000-1111-2222-3333-444444444444"))
+				b.edit(id, set("boot_id", "00000000-1111-2222-3333-444444444444"))
 				if _, err := b.Recover(t.Context()); err != nil {
 					t.Error(err)
 				}

@@ -55,9 +55,9 @@ type Image struct {
 	Manifest    oci.Descriptor  `json:"manifest"`
 	Config      oci.Descriptor  `json:"config"`
 	Index       *oci.Descriptor `json:"index,omitempty"` // what the reference pointed to, when an index
-	RawManifest Raw             `json:"rawManifest"`
-	RawConfig   Raw             `json:"rawConfig"`
-	DiffIDs     []oci.DiffID    `json:"diffIDs"` // bottom first
+	RawManifest Raw             `json:"raw_manifest"`
+	RawConfig   Raw             `json:"raw_config"`
+	DiffIDs     []oci.DiffID    `json:"diff_ids"` // bottom first
 	Platform    oci.Platform    `json:"platform"`
 	Reference   string          `json:"reference"` // as it was first pulled
 	Pulled      time.Time       `json:"pulled"`
@@ -65,7 +65,7 @@ type Image struct {
 
 	// UnsyncedBoot is the boot in which the record was written while a layer of the
 	// image was not synced; it is in the file's name.
-	UnsyncedBoot string `json:"unsyncedBoot,omitempty"`
+	UnsyncedBoot string `json:"unsynced_boot,omitempty"`
 }
 
 // check tells whether the record is whole: what its digests promise.

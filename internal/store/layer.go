@@ -41,19 +41,19 @@ const (
 // LayerRecord is layer.json: what the store remembers of a layer.
 type LayerRecord struct {
 	Version   int            `json:"version"`
-	DiffID    oci.DiffID     `json:"diffID"`
+	DiffID    oci.DiffID     `json:"diff_id"`
 	Layout    string         `json:"layout"`
 	Whiteouts string         `json:"whiteouts,omitempty"`
 	Blob      oci.Descriptor `json:"blob,omitzero"` // the compressed blob that it was made of, if any
-	SizeBytes int64          `json:"sizeBytes"`     // of the uncompressed tar
-	DiskBytes int64          `json:"diskBytes"`     // in blocks, as written
+	SizeBytes int64          `json:"size_bytes"`     // of the uncompressed tar
+	DiskBytes int64          `json:"disk_bytes"`     // in blocks, as written
 	Entries   int64          `json:"entries"`
 	Created   time.Time      `json:"created"`
 	Notes     []string       `json:"notes,omitempty"` // what is not exact, such as devices left out
 
 	// UnsyncedBoot is the boot in which the layer was written, as long as nothing has
 	// synced it. It is not in the file but in the name of a mark beside it.
-	UnsyncedBoot string `json:"unsyncedBoot,omitempty"`
+	UnsyncedBoot string `json:"unsynced_boot,omitempty"`
 }
 
 // Layer is a complete layer. Nothing below Path may be changed.

@@ -44,9 +44,9 @@ type Mount struct {
 	Image    oci.Digest   `json:"image,omitempty"`
 	Layers   []oci.DiffID `json:"layers"` // bottom first
 	Target   string       `json:"target"`
-	ReadOnly bool         `json:"readOnly"`
-	BootID   string       `json:"bootID"`
-	MountNS  uint64       `json:"mountNS"` // inode of the mount namespace of who prepared it
+	ReadOnly bool         `json:"read_only"`
+	BootID   string       `json:"boot_id"`
+	MountNS  uint64       `json:"mount_ns"` // inode of the mount namespace of who prepared it
 	State    MountState   `json:"state"`
 	Created  time.Time    `json:"created"`
 	PID      int          `json:"pid"` // of who prepared it

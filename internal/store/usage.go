@@ -17,10 +17,10 @@ const Unlimited = -1
 
 // Space is what the store's file system has.
 type Space struct {
-	TotalBytes  int64 `json:"totalBytes"`
-	FreeBytes   int64 `json:"freeBytes"`
-	TotalInodes int64 `json:"totalInodes"` // or [Unlimited]
-	FreeInodes  int64 `json:"freeInodes"`  // or [Unlimited]
+	TotalBytes  int64 `json:"total_bytes"`
+	FreeBytes   int64 `json:"free_bytes"`
+	TotalInodes int64 `json:"total_inodes"` // or [Unlimited]
+	FreeInodes  int64 `json:"free_inodes"`  // or [Unlimited]
 }
 
 // Space asks the file system for its size and what is free for us.
@@ -56,8 +56,8 @@ func (s *Store) CheckSpace(needBytes int64) error {
 
 // Size is how much room a tree takes.
 type Size struct {
-	ApparentBytes int64 `json:"apparentBytes"` // of file contents and directories, as ls shows them
-	DiskBytes     int64 `json:"diskBytes"`     // in blocks
+	ApparentBytes int64 `json:"apparent_bytes"` // of file contents and directories, as ls shows them
+	DiskBytes     int64 `json:"disk_bytes"`     // in blocks
 	Inodes        int64 `json:"inodes"`        // hard links count once in all three
 }
 
@@ -69,7 +69,7 @@ func (a *Size) add(b Size) {
 
 // LayerUsage is the room that one layer takes.
 type LayerUsage struct {
-	DiffID oci.DiffID `json:"diffID"`
+	DiffID oci.DiffID `json:"diff_id"`
 	Size
 	Images int `json:"images"` // how many use it; 0 means that the collector takes it
 }
