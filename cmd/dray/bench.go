@@ -80,7 +80,7 @@ Images come from a corpus: see "dray bench corpus build". Most servers need root
 // newBenchFloorCommand is what the server "floor" runs.
 func newBenchFloorCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "floor REF", Short: "Fetch, inflate and hash an image, and keep nothing", Hidden: true, Args: cobra.ExactArgs(1),
+		Use: "do-floor REF", Short: "Fetch, inflate and hash an image, and keep nothing", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return bench.Floor(cmd.Context(), args[0]) },
 	}
 }

@@ -16,11 +16,11 @@ import (
 	"dray/internal/bench"
 )
 
-// TestMain lets the test binary be a program under test: "bench floor REF" as dray
+// TestMain lets the test binary be a program under test: "bench do-floor REF" as dray
 // has it, and "use", which takes usedTime of CPU.
 func TestMain(m *testing.M) {
 	switch {
-	case len(os.Args) == 4 && os.Args[1] == "bench" && os.Args[2] == "floor":
+	case len(os.Args) == 4 && os.Args[1] == "bench" && os.Args[2] == "do-floor":
 		exit(bench.Floor(context.Background(), os.Args[3]))
 	case len(os.Args) == 2 && os.Args[1] == "use":
 		exit(use())

@@ -132,7 +132,7 @@ func (r *Rival) own() (*Rival, error) {
 	r.Version = "this program"
 	if r.Kind == "floor" {
 		r.ask = func(ctx context.Context, s *site, q request) error {
-			_, err := s.run(ctx, []string{self, "bench", "floor", q.reference})
+			_, err := s.run(ctx, []string{self, "bench", "do-floor", q.reference})
 			return err
 		}
 		return r, nil
