@@ -45,8 +45,8 @@ type LayerRecord struct {
 	Layout    string         `json:"layout"`
 	Whiteouts string         `json:"whiteouts,omitempty"`
 	Blob      oci.Descriptor `json:"blob,omitzero"` // the compressed blob that it was made of, if any
-	SizeBytes int64          `json:"size_bytes"`     // of the uncompressed tar
-	DiskBytes int64          `json:"disk_bytes"`     // in blocks, as written
+	SizeBytes int64          `json:"size_bytes"`    // of the uncompressed tar
+	DiskBytes int64          `json:"disk_bytes"`    // in blocks, as written
 	Entries   int64          `json:"entries"`
 	Created   time.Time      `json:"created"`
 	Notes     []string       `json:"notes,omitempty"` // what is not exact, such as devices left out

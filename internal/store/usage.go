@@ -58,7 +58,7 @@ func (s *Store) CheckSpace(needBytes int64) error {
 type Size struct {
 	ApparentBytes int64 `json:"apparent_bytes"` // of file contents and directories, as ls shows them
 	DiskBytes     int64 `json:"disk_bytes"`     // in blocks
-	Inodes        int64 `json:"inodes"`        // hard links count once in all three
+	Inodes        int64 `json:"inodes"`         // hard links count once in all three
 }
 
 func (a *Size) add(b Size) {
