@@ -58,8 +58,8 @@ func tree() []file {
 	return append(files, file{name: "z/" + string(bytes.Repeat([]byte("long"), 60)), typ: tar.TypeReg, body: []byte("long name")})
 }
 
-func makeTar(t testing.TB, files []file) []byte {
-	t.Helper()
+func makeTar(tb testing.TB, files []file) []byte {
+	tb.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for i, f := range files {
@@ -77,29 +77,29 @@ func makeTar(t testing.TB, files []file) []byte {
 			h.PAXRecords["SCHILY.xattr."+k] = v
 		}
 		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := w.Write(f.body); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return buf.Bytes()
 }
 
 // oracleBuild has containerd's library convert a tar.
-func oracleBuild(t testing.TB, src []byte, opts ...oracle.Option) ([]byte, oci.Digest) {
-	t.Helper()
+func oracleBuild(tb testing.TB, src []byte, opts ...oracle.Option) ([]byte, oci.Digest) {
+	tb.Helper()
 	blob, err := oracle.Build(io.NewSectionReader(bytes.NewReader(src), 0, int64(len(src))), opts...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer blob.Close()
+	defer func() { _ = blob.Close() }()
 	var out bytes.Buffer
 	if _, err := out.ReadFrom(blob); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out.Bytes(), oci.Digest(blob.TOCDigest())
 }
@@ -114,12 +114,12 @@ func newOracleZstd() oracleZstd {
 	return oracleZstd{&oraclezstd.Compressor{CompressionLevel: zstd.SpeedDefault}, &oraclezstd.Decompressor{}}
 }
 
-func mustOpen(t testing.TB, blob []byte, o OpenOptions) *Reader {
-	t.Helper()
+func mustOpen(tb testing.TB, blob []byte, o OpenOptions) *Reader {
+	tb.Helper()
 	r, err := Open(bytes.NewReader(blob), int64(len(blob)), o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = r.Close() })
+	tb.Cleanup(func() { _ = r.Close() })
 	return r
 }

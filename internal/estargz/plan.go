@@ -35,19 +35,9 @@ func (p *plan) close() { p.spool.close() }
 
 // newPlan reads what the options prioritize.
 func newPlan(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options) (*plan, error) {
-	const maxReads = 16 // chains of hard links to links are short
 	p := &plan{names: map[string]bool{}, spool: spool{memory: o.SpillMemory, dir: o.TempDir}}
-	found := map[string]*planned{}
-	asked := map[string]bool{}
+	s := &searchPlan{asked: map[string]bool{}, want: map[string]bool{}, found: map[string]*planned{}}
 	var wanted []string
-	want := map[string]bool{}
-	add := func(name string) {
-		for ; name != "" && name != "."; name = path.Dir(name) {
-			if !asked[name] && !IsMeta(name) {
-				asked[name], want[name] = true, true
-			}
-		}
-	}
 	for _, name := range o.Prioritized {
 		clean, err := cleanName(name)
 		if err != nil || clean == "" || IsMeta(clean) {
@@ -55,38 +45,64 @@ func newPlan(ctx context.Context, open func(context.Context) (io.ReadCloser, err
 			continue
 		}
 		wanted = append(wanted, clean)
-		add(clean)
+		s.add(clean)
 	}
-	for reads := 0; len(want) > 0; reads++ {
-		if reads == maxReads {
-			p.close()
-			return nil, malformed("hard links of prioritized files are nested too deeply")
-		}
-		if err := p.read(ctx, open, o, want, found); err != nil {
-			p.close()
-			return nil, err
-		}
-		again := want
-		want = map[string]bool{}
-		for name := range again {
-			if f := found[name]; f != nil && f.entry.Type == "hardlink" {
-				if target, err := cleanName(f.entry.LinkName); err == nil {
-					add(target)
-				}
-			}
-		}
+	if err := p.readAll(ctx, open, o, s); err != nil {
+		p.close()
+		return nil, err
 	}
 	for _, name := range wanted {
-		if found[name] == nil {
+		if s.found[name] == nil {
 			p.missed = append(p.missed, name)
 			continue
 		}
 		p.matched = append(p.matched, name)
 		if !o.Lossless {
-			p.place(name, found)
+			p.place(name, s.found)
 		}
 	}
 	return p, nil
+}
+
+// searchPlan is what is looked for in a layer.
+type searchPlan struct {
+	asked map[string]bool // ever
+	want  map[string]bool // in the next reading
+	found map[string]*planned
+}
+
+// add asks for a name and its parents.
+func (s *searchPlan) add(name string) {
+	for ; name != "" && name != "."; name = path.Dir(name) {
+		if !s.asked[name] && !IsMeta(name) {
+			s.asked[name], s.want[name] = true, true
+		}
+	}
+}
+
+// readAll reads the layer until no hard link's target is missing.
+func (p *plan) readAll(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options, s *searchPlan) error {
+	const maxReads = 16 // chains of hard links to links are short
+	for reads := 0; len(s.want) > 0; reads++ {
+		if reads == maxReads {
+			return malformed("hard links of prioritized files are nested too deeply")
+		}
+		if err := p.read(ctx, open, o, s.want, s.found); err != nil {
+			return err
+		}
+		last := s.want
+		s.want = map[string]bool{}
+		for name := range last {
+			f := s.found[name]
+			if f == nil || f.entry.Type != "hardlink" {
+				continue
+			}
+			if target, err := cleanName(f.entry.LinkName); err == nil {
+				s.add(target)
+			}
+		}
+	}
+	return nil
 }
 
 // place appends a file behind its parents and its target.

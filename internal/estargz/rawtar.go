@@ -61,11 +61,10 @@ func (t *tap) keep(to int64) error {
 
 // rawTar reads a tar and keeps the bytes of its headers.
 type rawTar struct {
-	tap      *tap
-	tar      *layer.Tar
-	padding  bool // keep what follows bodies, to copy the archive as it is
-	global   bool // a global header was seen
-	bodySize int64
+	tap     *tap
+	tar     *layer.Tar
+	padding bool // keep what follows bodies, to copy the archive as it is
+	global  bool // a global header was seen
 }
 
 func newRawTar(src io.Reader, l layer.Limits, padding bool) *rawTar {
@@ -184,46 +183,66 @@ func typeflag(t layer.EntryType) byte {
 
 // body calls take with the parts of the current file, holes filled.
 func (r *rawTar) body(e *layer.Entry, take func([]byte) error) error {
-	var at int64
-	zeros := func(to int64) error {
-		var hole [4096]byte
-		for at < to {
-			n := min(to-at, int64(len(hole)))
-			if err := take(hole[:n]); err != nil {
-				return err
-			}
-			at += n
-		}
-		return nil
-	}
-	extents := e.Sparse
+	f := filler{extents: e.Sparse, take: take}
 	for {
 		part, err := r.tar.Body()
 		if errors.Is(err, io.EOF) {
-			return zeros(e.Size)
+			return f.zeros(e.Size)
 		}
 		if err != nil {
 			return err
 		}
-		for len(part) > 0 {
-			n := int64(len(part))
-			if e.Sparse != nil {
-				for len(extents) > 0 && at >= extents[0].Offset+extents[0].Size {
-					extents = extents[1:]
-				}
-				if len(extents) == 0 {
-					return malformed("%q has more data than its map", clip(e.Name))
-				}
-				if err := zeros(extents[0].Offset); err != nil {
-					return err
-				}
-				n = min(n, extents[0].Offset+extents[0].Size-at)
-			}
-			if err := take(part[:n]); err != nil {
-				return err
-			}
-			at += n
-			part = part[n:]
+		if e.Sparse == nil {
+			f.at += int64(len(part))
+			err = take(part)
+		} else {
+			err = f.stored(part)
+		}
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// filler makes a full file of a sparse one.
+type filler struct {
+	extents []layer.Extent // that have not ended
+	at      int64          // how much has been taken
+	take    func([]byte) error
+}
+
+// stored takes what the archive holds.
+func (f *filler) stored(part []byte) error {
+	for len(part) > 0 {
+		for len(f.extents) > 0 && f.at >= f.extents[0].Offset+f.extents[0].Size {
+			f.extents = f.extents[1:]
+		}
+		if len(f.extents) == 0 {
+			return malformed("sparse file has more data than its map")
+		}
+		x := f.extents[0]
+		if err := f.zeros(x.Offset); err != nil {
+			return err
+		}
+		n := min(int64(len(part)), x.Offset+x.Size-f.at)
+		if err := f.take(part[:n]); err != nil {
+			return err
+		}
+		f.at += n
+		part = part[n:]
+	}
+	return nil
+}
+
+// zeros fills up to an offset.
+func (f *filler) zeros(to int64) error {
+	var hole [4096]byte
+	for f.at < to {
+		n := min(to-f.at, int64(len(hole)))
+		if err := f.take(hole[:n]); err != nil {
+			return err
+		}
+		f.at += n
+	}
+	return nil
 }

@@ -97,3 +97,81 @@ func TestRefusesOrdinaryLayers(t *testing.T) {
 		}
 	}
 }
+
+func TestRefusesLyingTOCs(t *testing.T) {
+	t.Parallel()
+	digest := `"digest":"` + oci.DigestBytes(nil).String() + `"`
+	for _, test := range []struct{ name, entries string }{
+		{"gap", `{"name":"a","type":"reg","size":9,"chunkSize":3,"offset":1},{"name":"a","type":"chunk","chunkOffset":4,"offset":5}`},
+		{"overlap in the file", `{"name":"a","type":"reg","size":9,"chunkSize":3,"offset":1},{"name":"a","type":"chunk","chunkOffset":2,"offset":5}`},
+		{"overlap in the blob", `{"name":"a","type":"reg","size":9,"offset":1},{"name":"b","type":"reg","size":9,"offset":1,"innerOffset":8}`},
+		{"same place", `{"name":"a","type":"reg","size":9,"offset":1},{"name":"b","type":"reg","size":9,"offset":1}`},
+		{"missing end", `{"name":"a","type":"reg","size":9,"chunkSize":3,"offset":1}`},
+		{"beyond the end", `{"name":"a","type":"reg","size":9,"chunkSize":10,"offset":1}`},
+		{"negative size", `{"name":"a","type":"reg","size":-1}`},
+		{"negative offset", `{"name":"a","type":"reg","size":1,"offset":-1}`},
+		{"negative chunk", `{"name":"a","type":"reg","size":9,"chunkSize":-3,"offset":1}`},
+		{"negative inner offset", `{"name":"a","type":"reg","size":1,"offset":1,"innerOffset":-1}`},
+		{"behind the payload", `{"name":"a","type":"reg","size":1,"offset":1000}`},
+		{"owner", `{"name":"a","type":"dir","uid":4294967295}`},
+		{"climbing name", `{"name":"a/../../b","type":"dir"}`},
+		{"climbing target", `{"name":"a","type":"hardlink","linkName":"../b"}`},
+		{"lone chunk", `{"name":"a","type":"chunk"}`},
+		{"chunk of another", `{"name":"a","type":"reg","size":9,"chunkSize":3,"offset":1},{"name":"b","type":"chunk","chunkOffset":3,"offset":5}`},
+		{"link to itself", `{"name":"a","type":"hardlink","linkName":"a"}`},
+		{"link to nothing", `{"name":"a","type":"hardlink","linkName":"b"}`},
+		{"link to a directory", `{"name":"b","type":"dir"},{"name":"a","type":"hardlink","linkName":"b"}`},
+		{"below a file", `{"name":"a","type":"reg"},{"name":"a/b/c","type":"dir"}`},
+		{"type", `{"name":"a","type":"door"}`},
+		{"digest", `{"name":"a","type":"reg","digest":"sha256:12"}`},
+		{"time", `{"name":"a","type":"dir","modtime":"yesterday"}`},
+		{"too many", `{"name":"a","type":"dir"},{"name":"b","type":"dir"},{"name":"c","type":"dir"},{"name":"d","type":"dir"}`},
+		{"huge entry", `{"name":"a","type":"dir","x":"` + string(bytes.Repeat([]byte("x"), 200_000)) + `"}`},
+		{"cut off", `{"name":"a"`},
+		{"entries twice", `],"entries":[`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			text := `{"version":1,"entries":[` + test.entries + `]}`
+			l := Limits{MaxEntries: 3, MaxEntryBytes: 1000}.withDefaults()
+			if _, err := decodeTOC(bytes.NewReader([]byte(text)), 100, l); !errors.Is(err, ErrFormat) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	for _, good := range []string{
+		`{"name":"a","type":"reg","size":9,"offset":1,` + digest + `},{"name":"b","type":"reg","size":9,"offset":1,"innerOffset":9}`,
+		`{"name":"a","type":"reg"},{"name":"a","type":"dir"}`,
+	} {
+		if _, err := decodeTOC(bytes.NewReader([]byte(`{"version":1,"entries":[`+good+`]}`)), 100, Limits{}.withDefaults()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// counting counts requests.
+type counting struct {
+	io.ReaderAt
+	requests int
+}
+
+func (c *counting) ReadAt(p []byte, off int64) (int, error) {
+	c.requests++
+	return c.ReaderAt.ReadAt(p, off)
+}
+
+func TestOpensWithOneRequest(t *testing.T) {
+	t.Parallel()
+	src := makeTar(t, tree())
+	for _, format := range []Format{EStargz, ZstdChunked, ZstdChunkedContainerd} {
+		blob, result := write(t, src, Options{Format: format})
+		hints, err := ParseHints(result.Annotations)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &counting{ReaderAt: bytes.NewReader(blob)}
+		if _, err := Open(c, int64(len(blob)), OpenOptions{Hints: hints}); err != nil || c.requests != 1 {
+			t.Errorf("%v: %d requests, %v", format, c.requests, err)
+		}
+	}
+}

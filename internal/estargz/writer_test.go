@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -17,7 +19,6 @@ import (
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
 
-	"dray/internal/layer"
 	"dray/internal/oci"
 	"dray/internal/stream"
 )
@@ -26,34 +27,34 @@ func opener(src []byte) func(context.Context) (io.ReadCloser, error) {
 	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(src)), nil }
 }
 
-func write(t testing.TB, src []byte, o Options) ([]byte, *Result) {
-	t.Helper()
+func write(tb testing.TB, src []byte, o Options) ([]byte, *Result) {
+	tb.Helper()
 	var out bytes.Buffer
-	r, err := Write(t.Context(), &out, opener(src), o)
+	r, err := Write(tb.Context(), &out, opener(src), o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if got := oci.DigestBytes(out.Bytes()); got != r.Digest || int64(out.Len()) != r.Size {
-		t.Errorf("%d bytes with digest %s, said %d with %s", out.Len(), got, r.Size, r.Digest)
+		tb.Errorf("%d bytes with digest %s, said %d with %s", out.Len(), got, r.Size, r.Digest)
 	}
 	return out.Bytes(), r
 }
 
 // unpack returns the tar in blob, by programs that know nothing of any of this.
-func unpack(t testing.TB, blob []byte, f Format) []byte {
-	t.Helper()
+func unpack(tb testing.TB, blob []byte, f Format) []byte {
+	tb.Helper()
 	program := "gunzip"
 	if f.zstd() {
 		program = "zstd"
 	}
 	if _, err := exec.LookPath(program); err != nil {
-		t.Skipf("no %s: %v", program, err)
+		tb.Skipf("no %s: %v", program, err)
 	}
-	cmd := exec.CommandContext(t.Context(), program, "-dc")
+	cmd := exec.CommandContext(tb.Context(), program, "-dc")
 	cmd.Stdin = bytes.NewReader(blob)
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s: %v", program, err)
+		tb.Fatalf("%s: %v", program, err)
 	}
 	return out
 }
@@ -221,7 +222,7 @@ func checkTarSplit(t *testing.T, blob []byte, r *Reader, plain []byte) {
 	}
 	defer z.Close()
 	out := asm.NewOutputTarStream(fileGetter{r}, storage.NewJSONUnpacker(z))
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	got, err := stream.ReadAll(out, 1<<30)
 	if err != nil || !bytes.Equal(got, plain) {
 		t.Errorf("rebuilt %d bytes of %d: %v", len(got), len(plain), err)
@@ -246,7 +247,8 @@ func TestWriteOddTars(t *testing.T) {
 	w := tar.NewWriter(&global)
 	for _, h := range []*tar.Header{
 		{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"uid": "77"}},
-		{Name: "a", Typeflag: tar.TypeReg}, {Name: "b", Typeflag: tar.TypeReg},
+		{Name: "a", Typeflag: tar.TypeReg},
+		{Name: "b", Typeflag: tar.TypeReg},
 	} {
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
@@ -356,7 +358,7 @@ func TestVerifyFindsDisagreement(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer r.Close()
+			defer func() { _ = r.Close() }()
 			if _, err := r.Verify(t.Context()); !errors.Is(err, ErrDisagree) && !errors.Is(err, stream.ErrMismatch) && !errors.Is(err, ErrFormat) {
 				t.Errorf("got %v", err)
 			}
@@ -366,13 +368,30 @@ func TestVerifyFindsDisagreement(t *testing.T) {
 
 func TestSparseFilesBecomeFull(t *testing.T) {
 	t.Parallel()
-	e := &layer.Entry{Name: "s", Size: 10, Sparse: []layer.Extent{{Offset: 2, Size: 3}}}
-	header, err := synthesize(e)
+	dir := t.TempDir()
+	want := make([]byte, 3<<20)
+	copy(want[1<<20:], "middle")
+	f, err := os.Create(filepath.Join(dir, "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := tar.NewReader(bytes.NewReader(append(header, make([]byte, 1024)...))).Next()
-	if err != nil || h.Size != 10 {
-		t.Errorf("header %+v, %v", h, err)
+	_, err = f.WriteAt([]byte("middle"), 1<<20)
+	if err := errors.Join(err, f.Truncate(int64(len(want))), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"gnu", "pax"} {
+		src, err := exec.CommandContext(t.Context(), "tar", "-C", dir, "--format="+format, "--sparse", "-c", "s").Output()
+		if err != nil {
+			t.Skipf("tar: %v", err)
+		}
+		blob, _ := write(t, src, Options{ChunkSize: 1 << 20})
+		r := mustOpen(t, blob, OpenOptions{})
+		if _, err := r.Verify(t.Context()); err != nil {
+			t.Errorf("%s: %v", format, err)
+		}
+		checkFiles(t, r, []file{{name: "s", typ: tar.TypeReg, body: want}})
+		if _, err := Write(t.Context(), io.Discard, opener(src), Options{Format: ZstdChunked, Lossless: true}); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: lossless: got %v", format, err)
+		}
 	}
 }

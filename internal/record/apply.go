@@ -97,7 +97,9 @@ func newSearch(entries []Entry) *search {
 	for i := range entries {
 		s.wanted[entries[i].Path] = true
 		for dir := path.Dir(entries[i].Path); dir != "."; dir = path.Dir(dir) {
-			s.wanted[dir] = s.wanted[dir] // there, unless it is a path itself
+			if _, ok := s.wanted[dir]; !ok {
+				s.wanted[dir] = false
+			}
 		}
 	}
 	return s
@@ -139,6 +141,12 @@ func (s *search) layer(i int, names iter.Seq2[Name, error], l *LayerPlan) error 
 			hides = append(hides, name)
 		}
 	}
+	s.end(here, hides, opaques)
+	return nil
+}
+
+// end takes what a layer has and hides.
+func (s *search) end(here map[string]place, hides, opaques []string) {
 	for name, at := range here {
 		if _, ok := s.found[name]; !ok && !s.covered(name) {
 			s.found[name] = at
@@ -154,7 +162,6 @@ func (s *search) layer(i int, names iter.Seq2[Name, error], l *LayerPlan) error 
 			s.opaque[name] = true
 		}
 	}
-	return nil
 }
 
 // covered tells whether a layer above has taken name away.

@@ -75,7 +75,7 @@ func Expand(list, names []string) (matched, missed []string) {
 	return matched, missed
 }
 
-// matches matches a path, part by part. Its time is bounded by the product of both
+// matches tells whether a path is what pattern means, part by part. Its time is bounded by the product of both
 // lengths: of several ** only the last is ever tried again.
 func matches(pattern, name []string) bool {
 	i, j, star, from := 0, 0, -1, 0
