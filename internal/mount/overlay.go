@@ -36,6 +36,11 @@ func options() [][2]string {
 	}
 }
 
+// maxNamedLowers is how many lower directories appear in /proc/self/mountinfo with
+// their paths. Many readers of that file, runc's among them, give up at lines of
+// 64 KiB. Above, a directory is given as /proc/self/fd/N, which is what appears.
+const maxNamedLowers = 100
+
 // detached is an overlay that is not yet attached to a directory.
 type detached interface {
 	// attach makes it visible at dir, once.
@@ -98,6 +103,9 @@ func (k *kernel) api(ctx context.Context, to *slog.Logger) api {
 func build(a api, s spec) (detached, error) {
 	if a == apiMount {
 		return newStringMount(s)
+	}
+	if s.lowers > maxNamedLowers {
+		a = apiString
 	}
 	fd, err := unix.Fsopen(overlay, unix.FSOPEN_CLOEXEC)
 	if err != nil {
