@@ -43,7 +43,7 @@ func TestMemoryOfPulls(t *testing.T) { //nolint:paralleltest // measures
 			group := testkit.Cgroup(t, memoryMax)
 			dir := t.TempDir()
 			// the shell of Command is replaced by the service, so its process is the service's
-			s := serveWith(t, dir, nil, "/bin/sh", append([]string{"-c"}, group.Command(have.guest, "serve", "--listen", filepath.Join(dir, "socket")).Args[2:]...)...)
+			s := serveWith(t, dir, "/bin/sh", append([]string{"-c"}, group.Command(have.guest, "serve", "--listen", filepath.Join(dir, "socket")).Args[2:]...)...)
 			bundle := s.bundle(t, "b")
 			if got := ask(t, have.hub, s.path("socket"), registry.Ref("image:v1"), bundle); !strings.HasPrefix(got, "sha256:") {
 				t.Errorf("got %q: %s", got, s.stderr)

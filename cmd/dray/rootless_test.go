@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -36,6 +38,16 @@ func ordinaryUser(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.Mkdir(home+".bin", 0o755))
 	ts.Check(copyProgram("/proc/self/exe", filepath.Join(home+".bin", "dray")))
 	ts.Setenv("U", home)
+	ts.Defer(func() { stopHolder(filepath.Join(home, "run", "dray")) })
+}
+
+// stopHolder ends the process that holds the namespaces, after a failure.
+func stopHolder(runtimeDir string) {
+	var holder struct{ PID int }
+	raw, err := os.ReadFile(filepath.Join(runtimeDir, "ns"))
+	if err == nil && json.Unmarshal(raw, &holder) == nil && holder.PID > 1 {
+		_ = syscall.Kill(holder.PID, syscall.SIGKILL) // gone already, perhaps
+	}
 }
 
 func copyProgram(from, to string) error {

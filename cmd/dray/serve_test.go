@@ -66,11 +66,11 @@ func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
 
 // serveWith starts a service that listens on DIR/socket, unless args say otherwise,
 // and waits for it.
-func serveWith(t *testing.T, dir string, env []string, program string, args ...string) *server {
+func serveWith(t *testing.T, dir, program string, args ...string) *server {
 	t.Helper()
 	s := &server{dir: dir, stderr: &lockedBuffer{}}
 	s.cmd = exec.CommandContext(t.Context(), program, args...)
-	s.cmd.Env = append(os.Environ(), append(env, "DRAY_STOREPATH="+s.path("store"))...)
+	s.cmd.Env = append(os.Environ(), "DRAY_STOREPATH="+s.path("store"))
 	s.cmd.Stderr = s.stderr
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func TestServeBothClients(t *testing.T) { //nolint:paralleltest // mounts
 	for name, program := range map[string]string{"dray": dray, "dray-guest": have.guest} { //nolint:paralleltest // mounts
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			s := serveWith(t, dir, nil, program, "serve", "--listen", "unix://"+filepath.Join(dir, "socket"), "--listen", filepath.Join(dir, "second"))
+			s := serveWith(t, dir, program, "serve", "--listen", "unix://"+filepath.Join(dir, "socket"), "--listen", filepath.Join(dir, "second"))
 			first, second := s.bundle(t, "b1"), s.bundle(t, "b2")
 			for range 2 {
 				if got := ask(t, have.hub, s.path("socket"), registry.Ref("small:v1"), first); got != string(built.Manifest.Digest) {
@@ -223,7 +223,7 @@ func TestServePredecessors(t *testing.T) { //nolint:paralleltest // mounts
 	t.Run("imagepuller", func(t *testing.T) { //nolint:paralleltest // mounts
 		dir := t.TempDir()
 		config := write(t, dir, "imagepuller.toml", "[registries.\".\"]\ninsecure-skip-verify = true\n[extra-env]\nNO_PROXY = \"127.0.0.1\"\n")
-		s := serveWith(t, dir, nil, have.guest, "serve", "--config", config, "--listen", filepath.Join(dir, "socket"), "--no-config-json", "--reply", "empty")
+		s := serveWith(t, dir, have.guest, "serve", "--config", config, "--listen", filepath.Join(dir, "socket"), "--no-config-json", "--reply", "empty")
 		b := s.bundle(t, "b")
 		if got := ask(t, have.contrast, s.path("socket"), registry.Ref("small:v1"), b); !strings.Contains(got, "takes digests only") {
 			t.Errorf("a tag: %q", got)
@@ -240,7 +240,7 @@ func TestServePredecessors(t *testing.T) { //nolint:paralleltest // mounts
 		dir := t.TempDir()
 		config := write(t, dir, "cdh.toml", fmt.Sprintf("socket = %q\n[kbc]\nname = \"offline_fs_kbc\"\n[image]\nwork_dir = %q\nmax_concurrent_layer_downloads_per_image = 2\n",
 			"unix://"+filepath.Join(dir, "socket"), filepath.Join(dir, "work")))
-		s := serveWith(t, dir, nil, have.guest, "serve", "--config", config, "--reply", "config")
+		s := serveWith(t, dir, have.guest, "serve", "--config", config, "--reply", "config")
 		b := s.bundle(t, "b")
 		if got := ask(t, have.hub, s.path("socket"), registry.Ref("small:v1"), b); got != string(built.Config.Digest) {
 			t.Errorf("got %q, want the config's digest", got)
@@ -279,7 +279,7 @@ func TestServeRefuses(t *testing.T) { //nolint:paralleltest // mounts
 	local := filepath.Join(t.TempDir(), "local")
 	images()["small"](t).Write(testkit.LayoutAt(t, local), "v1")
 	dir := t.TempDir()
-	s := serveWith(t, dir, nil, have.guest, "serve", "--listen", filepath.Join(dir, "socket"), "--require-digest")
+	s := serveWith(t, dir, have.guest, "serve", "--listen", filepath.Join(dir, "socket"), "--require-digest")
 	good := s.bundle(t, "b")
 	if err := os.Symlink(good, s.path("link")); err != nil {
 		t.Fatal(err)
@@ -306,7 +306,7 @@ func TestServeRefuses(t *testing.T) { //nolint:paralleltest // mounts
 	}
 	s.wantNothing(t)
 	s.stop(t)
-	s = serveWith(t, dir, nil, have.guest, "serve", "--listen", filepath.Join(dir, "socket"), "--allow-local")
+	s = serveWith(t, dir, have.guest, "serve", "--listen", filepath.Join(dir, "socket"), "--allow-local")
 	if got := ask(t, have.hub, s.path("socket"), "local://"+local+":v1", good); !strings.HasPrefix(got, "sha256:") {
 		t.Errorf("--allow-local: %q", got)
 	}
@@ -330,7 +330,7 @@ func TestServeClientGoes(t *testing.T) { //nolint:paralleltest // mounts
 	have := build(t)
 	registry, _ := imagesFor(t, testkit.Slow("/blobs/", 4<<10, 20*time.Millisecond))
 	dir := t.TempDir()
-	s := serveWith(t, dir, nil, have.guest, "serve", "--listen", filepath.Join(dir, "socket"), "--linger", "0s", "--grace", "50ms")
+	s := serveWith(t, dir, have.guest, "serve", "--listen", filepath.Join(dir, "socket"), "--linger", "0s", "--grace", "50ms")
 	begin := func() *exec.Cmd {
 		client := exec.CommandContext(t.Context(), have.hub, s.path("socket"), registry.Ref("big:v1"), s.bundle(t, "b"))
 		if err := client.Start(); err != nil {
@@ -365,7 +365,7 @@ func TestServeUnderSystemd(t *testing.T) { //nolint:paralleltest // mounts
 	}
 	defer func() { _ = notify.Close() }()
 	// systemd-socket-activate starts the program at the first connection
-	s := serveWith(t, dir, nil, "systemd-socket-activate", "-l", filepath.Join(dir, "socket"),
+	s := serveWith(t, dir, "systemd-socket-activate", "-l", filepath.Join(dir, "socket"),
 		"-E", "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "-E", "DRAY_STOREPATH="+filepath.Join(dir, "store"), "--",
 		have.guest, "serve", "--metrics", "unix://"+filepath.Join(dir, "metrics"))
 	if got := ask(t, have.hub, s.path("socket"), registry.Ref("small:v1"), s.bundle(t, "b")); got != string(built.Manifest.Digest) {
