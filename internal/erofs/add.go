@@ -265,6 +265,7 @@ func (x *Index) hide(dir uint32, base string, e *layer.Entry) error {
 		return err
 	}
 	x.result.Whiteouts++
+	x.inodes.at(dir).hiding = true
 	return x.set(dir, base, ino)
 }
 

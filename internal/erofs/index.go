@@ -65,6 +65,7 @@ type inode struct {
 	slot   uint32 // where in the image, in units of 32 bytes
 	mode   uint16
 	opaque bool
+	hiding bool // of a directory: it has, or had, whiteouts
 }
 
 func (n *inode) isDir() bool  { return n.mode&unix.S_IFMT == unix.S_IFDIR }

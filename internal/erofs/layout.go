@@ -112,8 +112,14 @@ func (x *Index) use(ino uint32) error {
 	x.layout.inodes++
 	x.memory.step()
 	n := x.inodes.at(ino)
-	if n.opaque {
-		set, err := x.xattrs.withOpaque(n.xattrs)
+	for _, mark := range []struct {
+		wanted      bool
+		name, value string
+	}{{n.opaque, overlayOpaque, "y"}, {n.hiding, overlayOrigin, ""}} {
+		if !mark.wanted {
+			continue
+		}
+		set, err := x.xattrs.withMark(n.xattrs, mark.name, mark.value)
 		if err != nil {
 			return err
 		}

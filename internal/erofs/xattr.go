@@ -16,6 +16,7 @@ const (
 	defaultACL    = "system.posix_acl_default"
 	capability    = "security.capability"
 	overlayOpaque = "trusted.overlay.opaque"
+	overlayOrigin = "trusted.overlay.origin" // empty: without it overlayfs lists the whiteouts of a directory that only this layer has
 
 	trustedOverlay = "trusted.overlay."
 	userOverlay    = "user.overlay."
@@ -159,13 +160,13 @@ func (x *xattrs) set() (uint32, error) {
 	return id + 1, x.bySet.add(x.setHash)
 }
 
-// withOpaque returns the set that has the mark of an opaque directory besides.
-func (x *xattrs) withOpaque(set uint32) (uint32, error) {
+// withMark returns the set that has an attribute of overlayfs's besides.
+func (x *xattrs) withMark(set uint32, name, value string) (uint32, error) {
 	x.number = x.number[:0]
 	for id := range x.each(set) {
 		x.number = append(x.number, id)
 	}
-	id, err := x.attribute(overlayOpaque, []byte("y"))
+	id, err := x.attribute(name, []byte(value))
 	if err != nil {
 		return 0, err
 	}
