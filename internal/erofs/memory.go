@@ -88,7 +88,7 @@ func (m *memory) grow(size int) error {
 
 // stepsToTrim is after how many steps the file's pages are let go of: few enough that
 // what they touch is small beside the limit.
-const stepsToTrim = 4 << 10
+const stepsToTrim = 1 << 10
 
 // step is called for each entry or inode that something is done with. From time to
 // time it lets the kernel take back the pages of the file. Nothing is lost: they
