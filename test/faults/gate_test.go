@@ -221,9 +221,9 @@ func text(pid uint32, address uint64) string {
 	for len(all) < unix.PathMax {
 		piece := make([]byte, 64-address%64) // never across a page that may not be there
 		piece = piece[:memory(pid, address, piece)]
-		end := bytes.IndexByte(piece, 0)
-		if end >= 0 {
-			return string(append(all, piece[:end]...))
+		before, _, ok := bytes.Cut(piece, []byte{0})
+		if ok {
+			return string(append(all, before...))
 		}
 		if len(piece) == 0 {
 			break
