@@ -86,6 +86,7 @@ func (a *App) runServe(cmd *cobra.Command, options dray.ServeOptions, b dray.Bun
 			return err
 		}
 	}
+	dropProgramPages()
 	return client.Serve(ctx, options, b)
 }
 
