@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dray/internal/apply"
+	"dray/internal/layer"
 	"dray/internal/mount"
 	"dray/internal/oci"
 	"dray/internal/pull"
@@ -41,6 +42,9 @@ type Options struct {
 	Proxy              func(*http.Request) (*url.URL, error) // nil: as the environment says
 
 	Layout Layout // how new layers are stored; "": [LayoutAuto]
+
+	MaxLayerBytes int64 // uncompressed size of one layer; 0: [layer.DefaultMaxBytes]
+	MaxEntries    int64 // files of one layer; 0: [layer.DefaultMaxEntries]
 
 	Workers int           // layers in flight at once; 0: one per CPU
 	Memory  int64         // bytes that buffers may take together; 0: what the workers need
@@ -158,8 +162,10 @@ func (c *Client) open(ctx context.Context) (err error) {
 	}
 	c.engine, err = pull.New(pull.Options{
 		Store: c.store, Workers: o.Workers, Linger: o.Linger, Sync: o.Sync, Layout: c.chooseLayout,
-		Apply: apply.Options{Whiteouts: form, UserNS: inside, IgnoreChownErrors: inside && userns.SingleID(), Log: o.Log},
-		Log:   o.Log,
+		Apply:      apply.Options{Whiteouts: form, UserNS: inside, IgnoreChownErrors: inside && userns.SingleID(), Log: o.Log},
+		Decompress: layer.Options{MaxBytes: o.MaxLayerBytes},
+		Tar:        layer.Limits{MaxBytes: o.MaxLayerBytes, MaxEntries: o.MaxEntries},
+		Log:        o.Log,
 	})
 	if err != nil {
 		return err

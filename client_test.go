@@ -1,8 +1,10 @@
 package dray_test
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -225,5 +227,37 @@ func damage(t *testing.T, layer string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A layer of a million files is pulled and mounted like any other.
+func TestMillionEntries(t *testing.T) { //nolint:paralleltest // mounts
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	const count, perDir = 1_000_000, 1000
+	dir := t.TempDir()
+	entries := func(yield func(testkit.Entry) bool) {
+		for i := range count {
+			if !yield(testkit.File(fmt.Sprintf("d/%03d/file-%07d", i/perDir, i), "")) {
+				return
+			}
+		}
+	}
+	testkit.Image(t).LayerOf(entries).GzipLevel(gzip.BestSpeed).Write(testkit.LayoutAt(t, dir), "v1")
+	client := newClient(t)
+	target := filepath.Join(t.TempDir(), "rootfs")
+	mountAt(t, client, "local://"+dir, target, dray.MountOptions{ReadOnly: true})
+	files, err := os.ReadDir(filepath.Join(target, "d", "999"))
+	if err != nil || len(files) != perDir {
+		t.Errorf("the last directory has %d files, want %d (%v)", len(files), perDir, err)
+	}
+	image, err := client.Find("local://" + dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := image.Evidence.SizeBytes; size < count*512 {
+		t.Errorf("the layer has %d bytes, want at least a header for each file", size)
 	}
 }

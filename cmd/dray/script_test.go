@@ -174,9 +174,13 @@ func images() map[string]func(testing.TB) *testkit.Builder {
 				i.RootFS.DiffIDs[0] = oci.DiffID(oci.DigestBytes([]byte("something else")))
 			})
 		},
-		"bomb": func(tb testing.TB) *testkit.Builder {
+		"gzip-bomb": func(tb testing.TB) *testkit.Builder {
 			tb.Helper()
-			return testkit.Image(tb).Layer(testkit.Zeros("zeros", 3<<40)).Absent()
+			return testkit.Image(tb).Layer(testkit.Zeros("zeros", 256<<20))
+		},
+		"tar-bomb": func(tb testing.TB) *testkit.Builder {
+			tb.Helper()
+			return testkit.Image(tb).Layer(testkit.Files("many", 2000)...)
 		},
 	}
 }

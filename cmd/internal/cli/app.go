@@ -46,6 +46,8 @@ type Globals struct {
 	AuthFile           string
 	Platform           string
 	Layout             string
+	MaxLayerSize       string
+	MaxEntries         int64
 	Workers            int
 	Memory             string
 	Sync               string
@@ -180,6 +182,8 @@ func (a *App) addGlobals(root *cobra.Command) {
 	f.StringArrayVar(&g.CertDirs, "cert-dir", nil, "`directory` of certificates in the layout of certs.d, HOST/*.crt; repeatable")
 	f.StringVar(&g.AuthFile, "authfile", "", "`file` of credentials instead of the usual places")
 	f.StringVar(&g.Platform, "platform", "", "`os/arch[/variant]` to pull instead of this machine's")
+	f.StringVar(&g.MaxLayerSize, "max-layer-size", "", "`size` that a layer may have uncompressed, such as 20GiB (empty: 1 TiB)")
+	f.Int64Var(&g.MaxEntries, "max-entries", 0, "`number` of files that a layer may have (0: ten million)")
 	f.StringVar(&g.Layout, "layout", "auto", "how new layers are stored: `auto|dir|erofs` (auto: erofs where the kernel mounts it from files; see store inspect --layouts)")
 	f.IntVar(&g.Workers, "workers", 0, "layers in flight at once (0: one per CPU)")
 	f.StringVar(&g.Memory, "memory", "", "`size` that buffers may take together, such as 16MiB (empty: what the formula of --explain says)")
@@ -241,6 +245,7 @@ func (a *App) Options() (dray.Options, error) {
 		CertDirs:           g.CertDirs,
 		Platform:           g.Platform,
 		Layout:             dray.Layout(g.Layout),
+		MaxEntries:         g.MaxEntries,
 		Workers:            g.Workers,
 		Sync:               a.sync,
 		Log:                a.log,
@@ -252,6 +257,13 @@ func (a *App) Options() (dray.Options, error) {
 	}
 	if g.AuthFile != "" {
 		o.AuthFiles = []string{g.AuthFile}
+	}
+	if g.MaxLayerSize != "" {
+		n, err := ParseSize(g.MaxLayerSize)
+		if err != nil {
+			return o, Usage("--max-layer-size: %w", err)
+		}
+		o.MaxLayerBytes = n
 	}
 	if g.Memory != "" {
 		n, err := ParseSize(g.Memory)
