@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/bits"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"slices"
 	"testing"
@@ -306,6 +307,9 @@ func TestOtherCompressors(t *testing.T) {
 		t.Run(tool[0]+tool[1], func(t *testing.T) {
 			t.Parallel()
 			if _, err := exec.LookPath(tool[0]); err != nil {
+				if os.Getenv("DRAY_REQUIRE") == "all" {
+					t.Fatal(err)
+				}
 				t.Skip(err)
 			}
 			for _, kind := range kinds {
