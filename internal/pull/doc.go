@@ -7,6 +7,6 @@
 // layers that are complete stay when a pull fails, so that the next attempt
 // begins where this one ended.
 //
-// An [Engine] is safe for concurrent use. Memory is bounded by [Engine.Explain],
+// An [Engine] is safe for concurrent use. Memory is bounded as docs/design.md, "Memory", says,
 // whatever the image.
 package pull
