@@ -7,6 +7,6 @@
 // layers that are complete stay when a pull fails, so that the next attempt
 // begins where this one ended.
 //
-// An [Engine] is safe for concurrent use. Memory is bounded as docs/design.md, "Memory", says,
-// whatever the image.
+// An [Engine] is safe for concurrent use. How its memory is bounded is in
+// docs/design.md, "Memory".
 package pull
