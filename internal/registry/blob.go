@@ -40,6 +40,31 @@ func (r *Repository) Blob(ctx context.Context, d oci.Descriptor, offset int64) (
 	return reader, nil
 }
 
+// BlobRange returns size bytes of a blob from an offset on, unverified, like
+// [Repository.Blob]. From a server without ranges more may be transferred than is
+// given out.
+func (r *Repository) BlobRange(ctx context.Context, d oci.Descriptor, offset, size int64) (io.ReadCloser, error) {
+	if _, err := oci.ParseDigest(string(d.Digest)); err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	if offset < 0 || size < 0 || offset > d.Size-size {
+		return nil, fmt.Errorf("open blob %s: %d bytes from %d of %d", d.Digest, size, offset, d.Size)
+	}
+	if size == 0 {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	b := &blob{repository: r, digest: d.Digest, size: d.Size, sources: r.blobSources(d)}
+	s := b.span(ctx, offset, offset+size)
+	s.exact, s.probe = true, true
+	if err := s.connect(); err != nil {
+		return nil, fmt.Errorf("read blob %s of %s: %w", d.Digest, r.name, err)
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(s, size), s}, nil
+}
+
 // blob is one blob and where it may be had.
 type blob struct {
 	repository *Repository
