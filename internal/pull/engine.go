@@ -149,8 +149,14 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 	}
 	defer func() { err = errors.Join(err, lease.Release()) }()
 
-	if image, err = e.known(ctx, r, lease); err != nil || image != nil {
-		return image, e.knownEvidence(r, image, begin), err
+	if image, err = e.known(ctx, r, lease); err != nil {
+		return nil, nil, err
+	}
+	if image != nil {
+		if evidence, err = e.knownEvidence(r, image, begin); err != nil {
+			return nil, nil, err
+		}
+		return image, evidence, nil
 	}
 	found, err := e.resolve(ctx, r)
 	if err != nil {

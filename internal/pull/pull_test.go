@@ -460,3 +460,33 @@ func (c *closing) Close() error {
 }
 
 var _ io.Closer = (*closing)(nil)
+
+// Evidence that cannot be read is a damaged record, not a reason to invent some.
+func TestPullWithDamagedEvidence(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	built := threeLayers(t, dir)
+	b := newBench(t, nil)
+	pinned := testkit.Registry(t, dir).Ref("a/b@" + string(built.Manifest.Digest))
+	image, _, err := b.pull(t, pinned)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image.Evidence = []byte(`{"layers":"none"}`)
+	if err := b.store.PutImage(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	image, evidence, err := b.pull(t, pinned)
+	if !errors.Is(err, store.ErrCorrupt) || !strings.Contains(err.Error(), "dray store rm "+string(built.Manifest.Digest)) {
+		t.Errorf("got %v, want ErrCorrupt and what to do", err)
+	}
+	if image != nil || evidence != nil {
+		t.Errorf("got %v and %v beside the error", image, evidence)
+	}
+	if _, err := b.store.Remove(t.Context(), string(built.Manifest.Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if _, evidence, err = b.pull(t, pinned); err != nil || evidence.Manifest != built.Manifest.Digest {
+		t.Errorf("got %+v, %v after what the error said was done", evidence, err)
+	}
+}

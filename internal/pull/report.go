@@ -2,6 +2,7 @@ package pull
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -66,14 +67,14 @@ func (e *Evidence) repeat(positions map[oci.DiffID][]int) {
 	}
 }
 
-// knownEvidence is that of a pull which found everything in the store.
-func (e *Engine) knownEvidence(r Request, image *store.Image, begin time.Time) *Evidence {
-	if image == nil {
-		return nil
-	}
+// knownEvidence is that of a pull which found everything in the store. Evidence
+// that cannot be read is a damaged record, [store.ErrCorrupt]: a made-up one would
+// claim what nobody has seen.
+func (e *Engine) knownEvidence(r Request, image *store.Image, begin time.Time) (*Evidence, error) {
 	evidence := &Evidence{}
 	if err := json.Unmarshal(image.Evidence, evidence); err != nil {
-		evidence = &Evidence{Manifest: image.Manifest.Digest, Config: image.Config.Digest, Platform: image.Platform.String(), SignedBy: []string{}}
+		digest := image.Manifest.Digest
+		return nil, fmt.Errorf("read evidence of image %s: %w: %w; \"dray store rm %s\" removes it, so that it can be pulled again", digest, store.ErrCorrupt, err, digest)
 	}
 	evidence.Reference = r.Reference.String()
 	evidence.NetworkBytes, evidence.StoreBytes = 0, 0
@@ -83,7 +84,7 @@ func (e *Engine) knownEvidence(r Request, image *store.Image, begin time.Time) *
 	}
 	evidence.Stages = Stages{Total: Millis(time.Since(begin))}
 	evidence.PeakBytes = peakRSS()
-	return evidence
+	return evidence, nil
 }
 
 // peakRSS returns the most memory this process ever held, in bytes.
