@@ -261,3 +261,33 @@ func TestMillionEntries(t *testing.T) { //nolint:paralleltest // mounts
 		t.Errorf("the layer has %d bytes, want at least a header for each file", size)
 	}
 }
+
+// The examples that go test cannot run by itself, since they need root, do what
+// they say. They write to the process's standard output.
+func TestExamples(t *testing.T) { //nolint:paralleltest // mounts, and replaces os.Stdout
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Tool("busybox"), testkit.Tool("runc"))
+	for _, tt := range []struct {
+		name string
+		run  func()
+		want string
+	}{
+		{"mount", ExampleClient_Mount, "hello <nil>\nhello <nil>\n"},
+		{"run", ExampleClient_Run, "from inside\n3 <nil>\n"},
+	} {
+		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout := os.Stdout
+		os.Stdout = out
+		tt.run()
+		os.Stdout = stdout
+		got, err := os.ReadFile(out.Name())
+		if err := errors.Join(err, out.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != tt.want {
+			t.Errorf("%s says %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
