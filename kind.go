@@ -12,6 +12,7 @@ import (
 	"dray/internal/ocidir"
 	"dray/internal/pull"
 	"dray/internal/registry"
+	"dray/internal/repo"
 	"dray/internal/store"
 	"dray/internal/stream"
 )
@@ -55,7 +56,7 @@ func KindOf(err error) Kind {
 		{KindBusy, []error{store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
 		{KindNotFound, []error{registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, mount.ErrNotMounted, bundle.ErrUser}},
-		{KindUsage, []error{oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
+		{KindUsage, []error{repo.ErrTarget, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
 		{KindOther, []error{pull.ErrUnsupported, ErrLayout}},

@@ -35,6 +35,7 @@ Every flag is also a key of the settings file and a DRAY_ variable: see
 		newRunCommand(app),
 		app.ServeCommand(),
 		newStoreCommand(app),
+		newImageCommand(app),
 		newRegistryCommand(app),
 		newDemoCommand(app),
 		newBenchCommand(app),

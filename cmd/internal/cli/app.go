@@ -284,6 +284,15 @@ func (a *App) Open(ctx context.Context) (*dray.Client, error) {
 	return dray.New(ctx, o)
 }
 
+// OpenImages returns what works on images without a store, as the flags say.
+func (a *App) OpenImages() (*dray.Images, error) {
+	o, err := a.Options()
+	if err != nil {
+		return nil, err
+	}
+	return dray.NewImages(o)
+}
+
 // Enter makes sure that the command runs where it may mount: as root, or as root
 // of a user namespace of our own, in which it starts this program again. The
 // second result is true when that other run has done everything and ended with
