@@ -63,7 +63,7 @@ func store(tb testing.TB, dir string, tar io.Reader) (*stored, error) {
 // mounted attaches what Mount returns, in the test's own namespace.
 func mounted(tb testing.TB, s *stored) string {
 	tb.Helper()
-	fd, err := erofs.Mount(s.index, s.tar, erofs.Files)
+	fd, err := erofs.Mount(erofs.Files, int(s.index.Fd()), int(s.tar.Fd()))
 	if err != nil {
 		tb.Fatal(err)
 	}

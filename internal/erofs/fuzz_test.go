@@ -75,7 +75,7 @@ func compareOrFail(t *testing.T, raw []byte) {
 	if err != nil {
 		return
 	}
-	fd, err := erofs.Mount(s.index, s.tar, erofs.Files)
+	fd, err := erofs.Mount(erofs.Files, int(s.index.Fd()), int(s.tar.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,6 +62,7 @@ type inode struct {
 	parent uint32 // of a directory: its own entry; none for the root
 	xattrs uint32 // number of the set; 0 for none
 	nlink  uint32 // in the tree as it is written
+	names  uint32 // in its layer, where another may hide some of them; 0 where none does
 	slot   uint32 // where in the image, in units of 32 bytes
 	mode   uint16
 	opaque bool
@@ -83,7 +84,7 @@ type dirent struct {
 	length uint8  // of the name
 }
 
-// Index is the tree of one layer. Not safe for concurrent use.
+// Index is the tree of one layer or of several. Not safe for concurrent use.
 type Index struct {
 	memory  memory
 	texts   texts
@@ -95,7 +96,8 @@ type Index struct {
 	result  Result
 
 	tarBytes  int64
-	tarBlocks uint64
+	tarBlocks uint64   // of all devices
+	devices   []uint32 // blocks of each, where there may be several
 	uuid      [uuidBytes]byte
 	layout    layout
 
@@ -123,7 +125,7 @@ func newIndex(o Options) (*Index, error) {
 // Result returns what is in the layer.
 func (x *Index) Result() Result { return x.result }
 
-// TarBytes returns the size of the tar.
+// TarBytes returns the size of the tar that [Copy] has read.
 func (x *Index) TarBytes() int64 { return x.tarBytes }
 
 // Close frees the index.

@@ -3,6 +3,7 @@ package erofs
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,8 @@ const (
 
 	superOffset = 1024
 	superBytes  = 128
-	slotBytes   = 128 // of a device in the table behind the superblock
-	inodesAt    = 3 * blockBytes
+	slotBytes   = 128            // of a device in the table behind the superblock
+	inodesAt    = 3 * blockBytes // at least
 
 	inodeBytes  = 64
 	nodeUnit    = 32 // of inode numbers
@@ -41,7 +42,10 @@ func (x *Index) arrange() error {
 		return err
 	}
 	x.layout.sharedBytes = x.xattrs.share()
-	end, blocks := uint64(inodesAt), uint64(0)
+	end, blocks := x.headBytes(), uint64(0)
+	if end/nodeUnit > math.MaxUint16 { // the superblock has 16 bits for the root's
+		return &InexpressibleError{Reason: fmt.Sprintf("contents in %d tars", len(x.devices))}
+	}
 	err := x.visit(root, func(ino uint32) error {
 		n := x.inodes.at(ino)
 		at, inline := x.place(n, end)
@@ -68,6 +72,11 @@ func (x *Index) arrange() error {
 	}
 	x.result.Inodes = int64(l.inodes)
 	return nil
+}
+
+// headBytes returns where the inodes begin: behind the superblock and the devices.
+func (x *Index) headBytes() uint64 {
+	return max(inodesAt, blocksOf(superOffset+superBytes+slotBytes*uint64(len(x.devices)))*blockBytes)
 }
 
 // errTooLarge means that block numbers of 32 bits do not suffice.

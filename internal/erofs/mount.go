@@ -1,8 +1,11 @@
 package erofs
 
 import (
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -27,44 +30,45 @@ func (b Backing) String() string {
 	return "files"
 }
 
-// Mount mounts an image and its tar, read-only, without attaching it to a
-// directory, and returns a descriptor of its root. The mount is gone when that and
-// everything that was made of it is closed. index and tar are not needed any more
-// when Mount has returned. What was opened is what is mounted: no path is
+// Mount mounts an image and its tars, in the order in which they were indexed, the
+// lowest layer's first, read-only, without attaching it to a directory, and returns a
+// descriptor of its root. The mount is gone when that and everything that was made of
+// it is closed. All are open descriptors, for there may be hundreds, and are not needed
+// any more when Mount has returned. What was opened is what is mounted: no path is
 // followed.
-func Mount(index, tar *os.File, b Backing) (fd int, err error) {
-	fd, err = mount(index, tar, b)
+func Mount(b Backing, index int, tars ...int) (fd int, err error) {
+	fd, err = mount(b, index, tars)
 	if err != nil {
 		return -1, fmt.Errorf("mount erofs: %w", err)
 	}
 	return fd, nil
 }
 
-func mount(index, tar *os.File, b Backing) (int, error) {
-	devices, err := countDevices(index)
+func mount(b Backing, index int, tars []int) (int, error) {
+	files, err := devices(index, tars)
 	if err != nil {
 		return -1, err
-	}
-	files := []*os.File{index, tar}[:1+devices]
-	if b == Loop {
-		for i, f := range files {
-			loop, err := attachLoop(f)
-			if err != nil {
-				return -1, err
-			}
-			defer func() { _ = loop.Close() }() // the mount holds it
-			files[i] = loop
-		}
 	}
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("fsopen: %w", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
-	for i, key := range []string{"source", "device"}[:len(files)] {
-		if err := unix.FsconfigSetString(fs, key, backingPath(files[i], b)); err != nil {
+	key := "source"
+	for _, file := range files {
+		path := "/proc/self/fd/" + strconv.Itoa(file)
+		if b == Loop {
+			loop, err := attachLoop(file)
+			if err != nil {
+				return -1, err
+			}
+			defer func() { _ = loop.Close() }() // the mount holds it
+			path = loop.Name()                  // which nobody can take from it
+		}
+		if err := unix.FsconfigSetString(fs, key, path); err != nil {
 			return -1, explain(fs, "set "+key, err)
 		}
+		key = "device"
 	}
 	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
 		return -1, explain(fs, "set ro", err)
@@ -79,27 +83,28 @@ func mount(index, tar *os.File, b Backing) (int, error) {
 	return fd, nil
 }
 
-// countDevices tells whether an image has the tar as a device: it has none if no
-// file has contents.
-func countDevices(index *os.File) (int, error) {
+// devices returns what the kernel is given of an image: the index and the tars that
+// are devices, which those without a whole block are not.
+func devices(index int, tars []int) ([]int, error) {
 	const at = superOffset + 86
 	var count [2]byte
-	if _, err := index.ReadAt(count[:], at); err != nil {
-		return 0, fmt.Errorf("read superblock: %w", err)
+	if n, err := unix.Pread(index, count[:], at); err != nil || n < len(count) {
+		return nil, fmt.Errorf("read superblock: %w", cmp.Or(err, io.ErrUnexpectedEOF))
 	}
-	if count[0] > 1 || count[1] != 0 {
-		return 0, errors.New("read superblock: more than one device")
+	files := []int{index}
+	for _, tar := range tars {
+		var st unix.Stat_t
+		if err := unix.Fstat(tar, &st); err != nil {
+			return nil, fmt.Errorf("look at a tar: %w", err)
+		}
+		if st.Size >= blockBytes {
+			files = append(files, tar)
+		}
 	}
-	return int(count[0]), nil
-}
-
-// backingPath names an open file to the kernel. Loop devices have a name of their
-// own, which nobody can take from them.
-func backingPath(f *os.File, b Backing) string {
-	if b == Loop {
-		return f.Name()
+	if want := int(binary.LittleEndian.Uint16(count[:])); want != len(files)-1 {
+		return nil, fmt.Errorf("index of %d tars with contents, %d are given: %w", want, len(files)-1, ErrDamaged)
 	}
-	return "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
+	return files, nil
 }
 
 // explain adds to an error what the kernel says of it.
@@ -120,9 +125,9 @@ func explain(fs int, what string, err error) error {
 	return fmt.Errorf("%s: %w (kernel: %s)", what, err, strings.Join(said, "; "))
 }
 
-// attachLoop returns a read-only loop device over f, which ends with its last
+// attachLoop returns a read-only loop device over a file, which ends with its last
 // user.
-func attachLoop(f *os.File) (*os.File, error) {
+func attachLoop(file int) (*os.File, error) {
 	const attempts = 64 // others take devices too
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -138,7 +143,7 @@ func attachLoop(f *os.File) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		config := unix.LoopConfig{Fd: uint32(f.Fd()), Size: blockBytes, Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}}
+		config := unix.LoopConfig{Fd: uint32(file), Size: blockBytes, Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}}
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
 		if err == nil {
 			return loop, nil

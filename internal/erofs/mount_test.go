@@ -24,7 +24,7 @@ func TestLoopDevices(t *testing.T) {
 		t.Skip("no loop devices")
 	}
 	want := testkit.Tree(t, mounted(t, s))
-	fd, err := erofs.Mount(s.index, s.tar, erofs.Loop)
+	fd, err := erofs.Mount(erofs.Loop, int(s.index.Fd()), int(s.tar.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestDamagedImageIsNotMounted(t *testing.T) {
 	if _, err := s.index.WriteAt([]byte{0x55}, 1024+48); err != nil {
 		t.Fatal(err)
 	}
-	if fd, err := erofs.Mount(s.index, s.tar, erofs.Files); err == nil {
+	if fd, err := erofs.Mount(erofs.Files, int(s.index.Fd()), int(s.tar.Fd())); err == nil {
 		_ = unix.Close(fd)
 		t.Error("an image with a wrong checksum was mounted")
 	}

@@ -128,7 +128,7 @@ func tinyImage(ctx context.Context, dir string) (index, stored *os.File, err err
 
 // try mounts the image, stacks it, and reads the file through all of it.
 func try(index, stored *os.File, b Backing) error {
-	fd, err := Mount(index, stored, b)
+	fd, err := Mount(b, int(index.Fd()), int(stored.Fd()))
 	if err != nil {
 		return err
 	}

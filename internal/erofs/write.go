@@ -102,12 +102,12 @@ func (o *output) write() error {
 	return err
 }
 
-// head returns the blocks before the inodes: the superblock and the one device,
-// which is the tar.
+// head returns the blocks before the inodes: the superblock and the devices, which
+// are the tars, one behind the other and all behind the image.
 func (o *output) head() []byte {
 	le := binary.LittleEndian
 	x, l := o.x, &o.x.layout
-	b := make([]byte, inodesAt)
+	b := make([]byte, x.headBytes())
 	s := b[superOffset:]
 	le.PutUint32(s, magic)
 	le.PutUint32(s[8:], compatChecksum|compatMTime)
@@ -119,13 +119,21 @@ func (o *output) head() []byte {
 		le.PutUint32(s[44:], uint32(l.sharedAt))
 	}
 	copy(s[48:48+uuidBytes], x.uuid[:])
-	if x.tarBlocks > 0 {
+	devices := x.devices
+	if devices == nil && x.tarBlocks > 0 {
+		devices = []uint32{uint32(x.tarBlocks)}
+	}
+	if len(devices) > 0 {
 		le.PutUint32(s[80:], incompatDeviceTable)
-		le.PutUint16(s[86:], 1)
+		le.PutUint16(s[86:], uint16(len(devices)))
 		le.PutUint16(s[88:], (superOffset+superBytes)/slotBytes)
-		device := s[superBytes:]
-		le.PutUint32(device[64:], uint32(x.tarBlocks))
-		le.PutUint32(device[68:], uint32(l.blocks))
+	}
+	at := uint32(l.blocks)
+	for i, blocks := range devices {
+		device := s[superBytes+i*slotBytes:]
+		le.PutUint32(device[64:], blocks)
+		le.PutUint32(device[68:], at)
+		at += blocks
 	}
 	// The kernel's crc32c is not inverted at its end. It covers one block.
 	le.PutUint32(s[4:], ^crc32.Checksum(s[:blockBytes], crc32.MakeTable(crc32.Castagnoli)))
@@ -169,7 +177,7 @@ func (o *output) inode(ino uint32) error {
 	le.PutUint32(b[28:], n.gid)
 	le.PutUint64(b[32:], uint64(n.mtime))
 	le.PutUint32(b[40:], n.nsec)
-	le.PutUint32(b[44:], n.nlink)
+	le.PutUint32(b[44:], max(n.nlink, n.names))
 	o.buf = x.xattrs.encode(o.buf, n.xattrs)
 	if err := o.put(o.buf); err != nil || !inline {
 		return err

@@ -106,15 +106,21 @@ func (x *xattrs) attribute(name string, value []byte) (uint32, error) {
 			break
 		}
 	}
-	h := maphash.Bytes(x.seed, x.buf)
-	if id, ok := x.byText.find(h, func(id uint32) bool { return bytes.Equal(x.text(id), x.buf) }); ok {
+	return x.intern(x.buf)
+}
+
+// intern returns the number of an attribute in the form in which the image has it,
+// without padding. It keeps nothing of text.
+func (x *xattrs) intern(text []byte) (uint32, error) {
+	h := maphash.Bytes(x.seed, text)
+	if id, ok := x.byText.find(h, func(id uint32) bool { return bytes.Equal(x.text(id), text) }); ok {
 		return id, nil
 	}
-	offset, b, err := x.texts.add(len(x.buf))
+	offset, b, err := x.texts.add(len(text))
 	if err != nil {
 		return 0, err
 	}
-	copy(b, x.buf)
+	copy(b, text)
 	id, err := x.list.add(attribute{text: offset})
 	if err != nil {
 		return 0, err

@@ -82,28 +82,48 @@ func (s *stack) path(l *store.Layer) (string, error) {
 	return "", fmt.Errorf("%w: layer %s has layout %q", ErrLayer, l.DiffID, l.Layout)
 }
 
-// mountLayer mounts a tar and its index, and attaches them nowhere: through loop
-// devices where the kernel does not take files, as in a store in memory.
-func mountLayer(l *store.Layer) (int, error) {
-	index, err := os.Open(l.Index())
+// mountLayer mounts a tar and its index.
+func mountLayer(l *store.Layer) (int, error) { return mountIndex(l.Index(), l) }
+
+// mountIndex mounts an index and the tars of its layers, and attaches them nowhere:
+// through loop devices where the kernel does not take files, as in a store in memory.
+func mountIndex(path string, layers ...*store.Layer) (int, error) {
+	index, err := openFile(path)
 	if err != nil {
 		return -1, err
 	}
-	defer func() { _ = index.Close() }()
-	tar, err := os.Open(l.Tar())
-	if err != nil {
-		return -1, err
+	defer func() { _ = unix.Close(index) }()
+	tars := make([]int, 0, len(layers))
+	defer func() {
+		for _, tar := range tars {
+			_ = unix.Close(tar)
+		}
+	}()
+	for _, l := range layers {
+		tar, err := openFile(l.Tar())
+		if err != nil {
+			return -1, err
+		}
+		tars = append(tars, tar)
 	}
-	defer func() { _ = tar.Close() }()
-	fd, err := erofs.Mount(index, tar, erofs.Files)
+	fd, err := erofs.Mount(erofs.Files, index, tars...)
 	if errors.Is(err, unix.ENOTBLK) {
 		var loopErr error
-		if fd, loopErr = erofs.Mount(index, tar, erofs.Loop); loopErr == nil {
+		if fd, loopErr = erofs.Mount(erofs.Loop, index, tars...); loopErr == nil {
 			return fd, nil
 		}
 		err = errors.Join(err, loopErr)
 	}
 	return fd, err
+}
+
+// openFile opens a file of the store for the kernel: a plain descriptor, see openDir.
+func openFile(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
 }
 
 // newStack decides what of an image's layers is visible and what its root directory
