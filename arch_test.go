@@ -19,7 +19,7 @@ var layers = [][]string{
 	{"internal/guest"},
 	{"internal/pull", "internal/mount", "internal/bundle", "internal/convert"},
 	{"internal/store", "internal/registryd", "internal/repo"},
-	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record"},
+	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record", "internal/metastore", "internal/retar"},
 	{"internal/layer"},
 	{"internal/stream", "internal/inflate", "internal/userns"},
 	{"internal/oci", "internal/durable"},
