@@ -185,7 +185,9 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 	e.log.LogAttrs(ctx, slog.LevelInfo, "image pulled",
 		slog.String("reference", evidence.Reference), slog.String("manifest", string(evidence.Manifest)),
 		slog.Int("layers", len(evidence.Layers)), slog.Int64("network_bytes", evidence.NetworkBytes),
-		slog.Int64("size_bytes", evidence.SizeBytes), slog.Duration("elapsed", time.Since(begin)))
+		slog.Int64("size_bytes", evidence.SizeBytes), slog.Duration("elapsed", time.Since(begin)),
+		slog.Group("stages", slog.Duration("resolve", time.Duration(evidence.Stages.Resolve)),
+			slog.Duration("layers", time.Duration(evidence.Stages.Layers)), slog.Duration("sync", time.Duration(evidence.Stages.Sync))))
 	return image, evidence, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +51,7 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 		return present, present != nil, how, err
 	}
 	defer func() { err = errors.Join(err, txn.Abort()) }()
+	fetching := time.Now()
 	f.enter(Fetching)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -91,7 +93,7 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 		return nil, false, how, err
 	}
 	e.log.LogAttrs(ctx, slog.LevelDebug, "layer stored", slog.String("diff_id", string(f.diffID)), slog.String("layout", record.Layout),
-		slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", plain.Count()), slog.Int64("entries", record.Entries))
+		slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", plain.Count()), slog.Int64("entries", record.Entries), slog.Duration("elapsed", time.Since(fetching)))
 	return done, false, how, nil
 }
 
