@@ -72,3 +72,14 @@ func TestWriteFileOnFullDisk(t *testing.T) {
 		t.Errorf("left %v, %v", got, err)
 	}
 }
+
+func TestSyncFS(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := durable.SyncFS(dir); err != nil {
+		t.Error(err)
+	}
+	if durable.SyncFS(filepath.Join(dir, "none")) == nil {
+		t.Error("synced what is not there")
+	}
+}
