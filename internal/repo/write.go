@@ -251,17 +251,25 @@ func (r *Repository) PutManifest(ctx context.Context, mediaType string, raw []by
 // Tag gives the name of the reference to d, a manifest that was put. A layout's
 // image without one is "latest".
 func (r *Repository) Tag(ctx context.Context, d oci.Descriptor) error {
+	return r.TagAs(ctx, d, r.TargetTag())
+}
+
+// TargetTag returns the name that [Repository.Tag] gives.
+func (r *Repository) TargetTag() string { return targetTag(r.ref) }
+
+// TagAs is Tag with another name.
+func (r *Repository) TagAs(ctx context.Context, d oci.Descriptor, tag string) error {
 	if err := r.writable(); err != nil {
 		return err
 	}
 	if r.remote == nil {
-		return r.layout.Tag(ctx, oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, targetTag(r.ref))
+		return r.layout.Tag(ctx, oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, tag)
 	}
 	_, raw, err := r.remote.Resolve(ctx, "", d.Digest)
 	if err != nil {
 		return err
 	}
-	_, err = r.remote.PushManifest(ctx, targetTag(r.ref), d.MediaType, raw)
+	_, err = r.remote.PushManifest(ctx, tag, d.MediaType, raw)
 	return err
 }
 
