@@ -25,15 +25,16 @@ type Image struct {
 	Descriptor              oci.Descriptor // of Manifest
 }
 
-// NewImage makes a record image. With a subject it is one of its referrers.
-// The same record gives the same bytes.
+// NewImage makes a record image, byte for byte as containerd's tool makes it of the
+// same lines (document 003): nothing is indented, and both documents end with a
+// newline. With a subject it is one of its referrers.
 func NewImage(entries []Entry, platform oci.Platform, subject *oci.Descriptor) (*Image, error) {
 	var text, plain, packed bytes.Buffer
 	if err := Write(&text, entries); err != nil {
 		return nil, err
 	}
 	t := tar.NewWriter(&plain)
-	err := t.WriteHeader(&tar.Header{Name: FileName, Mode: 0o644, Size: int64(text.Len()), Typeflag: tar.TypeReg})
+	err := t.WriteHeader(&tar.Header{Name: FileName, Size: int64(text.Len()), Typeflag: tar.TypeReg})
 	if err == nil {
 		_, err = t.Write(text.Bytes())
 	}
@@ -46,10 +47,10 @@ func NewImage(entries []Entry, platform oci.Platform, subject *oci.Descriptor) (
 		return nil, fmt.Errorf("write record image: %w", err)
 	}
 	image := &Image{Layer: packed.Bytes()}
-	config := oci.Image{Architecture: platform.Architecture, Variant: platform.Variant, OS: platform.OS}
+	config := oci.Image{Architecture: platform.Architecture, OS: platform.OS}
 	config.RootFS = oci.RootFS{Type: "layers", DiffIDs: []oci.DiffID{oci.DiffID(oci.DigestBytes(plain.Bytes()))}}
-	if image.Config, err = json.Marshal(config); err != nil {
-		return nil, fmt.Errorf("write record image: %w", err)
+	if image.Config, err = encode(config); err != nil {
+		return nil, err
 	}
 	manifest := oci.Manifest{
 		SchemaVersion: 2, MediaType: oci.MediaTypeManifest,
@@ -59,12 +60,21 @@ func NewImage(entries []Entry, platform oci.Platform, subject *oci.Descriptor) (
 	if subject != nil {
 		manifest.Subject, manifest.ArtifactType = subject, ArtifactType
 	}
-	if image.Manifest, err = json.MarshalIndent(manifest, "", "  "); err != nil {
-		return nil, fmt.Errorf("write record image: %w", err)
+	if image.Manifest, err = encode(manifest); err != nil {
+		return nil, err
 	}
 	image.Descriptor = describe(oci.MediaTypeManifest, image.Manifest)
 	image.Descriptor.ArtifactType = manifest.ArtifactType
 	return image, nil
+}
+
+// encode returns v as JSON with a newline.
+func encode(v any) ([]byte, error) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("write record image: %w", err)
+	}
+	return append(raw, '\n'), nil
 }
 
 func describe(mediaType string, b []byte) oci.Descriptor {

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -35,7 +36,10 @@ func ReadList(r io.Reader, l Limits) ([]string, error) {
 		}
 		list = append(list, line)
 	}
-	if err := lines.Err(); err != nil {
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		return nil, fmt.Errorf("read list: a line has more than %d bytes: %w", l.MaxLineBytes, ErrTooLarge)
+	case err != nil:
 		return nil, fmt.Errorf("read list: %w", err)
 	}
 	return list, nil

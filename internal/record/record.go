@@ -33,6 +33,7 @@ const (
 	DefaultMaxLines     = 10_000_000
 	DefaultMaxEntries   = 1_000_000
 	DefaultMaxLineBytes = 64 << 10
+	DefaultMaxBytes     = 128 << 20
 )
 
 // Limits bounds what is read. Zero is the default.
@@ -40,12 +41,14 @@ type Limits struct {
 	MaxLines     int // [DefaultMaxLines]
 	MaxEntries   int // distinct ones: [DefaultMaxEntries]
 	MaxLineBytes int // [DefaultMaxLineBytes]
+	MaxBytes     int // of the lines with distinct entries: [DefaultMaxBytes]
 }
 
 func (l Limits) withDefaults() Limits {
 	l.MaxLines = cmp.Or(l.MaxLines, DefaultMaxLines)
 	l.MaxEntries = cmp.Or(l.MaxEntries, DefaultMaxEntries)
 	l.MaxLineBytes = cmp.Or(l.MaxLineBytes, DefaultMaxLineBytes)
+	l.MaxBytes = cmp.Or(l.MaxBytes, DefaultMaxBytes)
 	return l
 }
 
@@ -59,6 +62,11 @@ type Entry struct {
 	FirstAccessMillis int64   `json:"firstAccessMillis,omitempty"` // after the workload's start
 	Count             int64   `json:"count,omitempty"`             // of accesses
 	Workload          string  `json:"workload,omitempty"`
+
+	// ContentDigest and Size tell the file's content, so that it is found where it
+	// has another name. Both or none.
+	ContentDigest oci.Digest `json:"contentDigest,omitempty"`
+	Size          int64      `json:"size,omitempty"` // bytes
 }
 
 // Range is a part of a file, in bytes.
@@ -97,6 +105,7 @@ func Read(r io.Reader, l Limits) (*Record, error) {
 	lines.Buffer(make([]byte, 0, min(4096, l.MaxLineBytes)), l.MaxLineBytes)
 	rec := &Record{}
 	seen := map[key]bool{}
+	keptBytes := 0
 	for lines.Scan() {
 		if len(lines.Bytes()) == 0 {
 			continue
@@ -116,6 +125,9 @@ func Read(r io.Reader, l Limits) (*Record, error) {
 		if k := e.key(); !seen[k] {
 			if len(seen) == l.MaxEntries {
 				return nil, fmt.Errorf("read record: more than %d entries: %w", l.MaxEntries, ErrTooLarge)
+			}
+			if keptBytes += len(lines.Bytes()); keptBytes > l.MaxBytes {
+				return nil, fmt.Errorf("read record: more than %d bytes: %w", l.MaxBytes, ErrTooLarge)
 			}
 			seen[k] = true
 			rec.Entries = append(rec.Entries, e)
@@ -140,7 +152,7 @@ func (e *Entry) clean() bool {
 	}
 	var ok bool
 	e.Path, ok = cleanPath(e.Path)
-	return ok && e.Count >= 0 && e.FirstAccessMillis >= 0 && (e.LayerIndex == nil || *e.LayerIndex >= 0)
+	return ok && e.Count >= 0 && e.FirstAccessMillis >= 0 && e.Size >= 0 && (e.LayerIndex == nil || *e.LayerIndex >= 0)
 }
 
 // cleanPath returns a path below the root.

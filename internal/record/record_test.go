@@ -1,10 +1,12 @@
 package record
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
 	"io"
 	"iter"
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,11 +54,12 @@ func TestReadIsStrictAboutFormOnly(t *testing.T) {
 		{"no JSON", "a\n", 0, ErrFormat},
 		{"digest", `{"path":"a","manifestDigest":"md5:1"}`, 0, ErrFormat},
 		{"long line", `{"path":"` + strings.Repeat("a", 200), 0, ErrTooLarge},
+		{"many bytes", `{"path":"` + strings.Repeat("a", 60) + `"}` + "\n" + `{"path":"` + strings.Repeat("b", 60) + `"}`, 0, ErrTooLarge},
 		{"many", "{\"path\":\"a\"}\n{\"path\":\"b\"}\n{\"path\":\"c\"}\n", 0, ErrTooLarge},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r, err := Read(strings.NewReader(test.text), Limits{MaxEntries: 2, MaxLineBytes: 100})
+			r, err := Read(strings.NewReader(test.text), Limits{MaxEntries: 2, MaxLineBytes: 100, MaxBytes: 120})
 			if !errors.Is(err, test.want) || err == nil && len(r.Entries) != test.entries {
 				t.Errorf("%+v, %v", r, err)
 			}
@@ -109,6 +112,52 @@ func TestApplyTakesTheVisibleCopy(t *testing.T) {
 	}
 }
 
+// A file that has another name is found by its content, if the container sees it there.
+func TestApplyFollowsContent(t *testing.T) {
+	t.Parallel()
+	x, y := oci.DigestBytes([]byte("x")), oci.DigestBytes([]byte("y"))
+	file := func(path string, d oci.Digest) Name { return Name{Path: path, Size: 1, Digest: d} }
+	layers := []iter.Seq2[Name, error]{
+		listed(file("hidden/x", x), file("usr/x", x), file("replaced/y", y)),
+		listed(Name{Path: ".wh.hidden"}, file("replaced/y", oci.DigestBytes([]byte("z")))),
+		listed(file("top/x", x)),
+	}
+	entries := []Entry{
+		{Path: "bin/x", ContentDigest: x, Size: 1},
+		{Path: "bin/y", ContentDigest: y, Size: 1},
+		{Path: "top/x", ContentDigest: y, Size: 1},
+		{Path: "usr/x"},
+	}
+	plan, err := Apply(entries, layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Plan{
+		Layers: []LayerPlan{
+			{Paths: []string{"usr/x"}, Bytes: 1, TotalFiles: 3, TotalBytes: 3},
+			{TotalFiles: 1, TotalBytes: 1},
+			{Paths: []string{"top/x"}, Bytes: 1, TotalFiles: 1, TotalBytes: 1},
+		},
+		Matched: 3, Moved: []Move{{"bin/x", "usr/x"}}, Missing: []string{"bin/y"},
+	}
+	if diff := cmp.Diff(plan, want); diff != "" {
+		t.Error(diff)
+	}
+	if sizes := ContentSizes(entries); !sizes(1) || sizes(2) {
+		t.Error("sizes that are not those of the contents")
+	}
+}
+
+func listed(names ...Name) iter.Seq2[Name, error] {
+	return func(yield func(Name, error) bool) {
+		for _, n := range names {
+			if !yield(n, nil) {
+				return
+			}
+		}
+	}
+}
+
 func TestMerge(t *testing.T) {
 	t.Parallel()
 	a := []Entry{{Path: "a", Count: 1, Ranges: []Range{{0, 10}}}, {Path: "b"}, {Path: "c"}}
@@ -133,6 +182,9 @@ func TestListsAndGlobs(t *testing.T) {
 	}
 	if diff := cmp.Diff(missed, []string{"none"}); diff != "" {
 		t.Error(diff)
+	}
+	if _, err := ReadList(strings.NewReader(strings.Repeat("a", 20)), Limits{MaxLineBytes: 10}); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("long line: got %v", err)
 	}
 	for _, bad := range []string{"../x", "a/[", "/"} {
 		if _, err := ReadList(strings.NewReader(bad), Limits{}); !errors.Is(err, ErrFormat) {
@@ -176,6 +228,11 @@ func TestRecordImage(t *testing.T) {
 			t.Error(diff)
 		}
 	}
+	// The sizes that document 003 shows; the newline is that of Go's encoder.
+	image, err := NewImage(nil, oci.Platform{OS: "linux", Architecture: "amd64"}, nil)
+	if err != nil || len(image.Config) != 164 || !strings.HasSuffix(string(image.Manifest), "}\n") {
+		t.Errorf("config %s, manifest %s, %v", image.Config, image.Manifest, err)
+	}
 	if _, err := ReadTar(bytes.NewReader(make([]byte, 1024)), Limits{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("empty tar: got %v", err)
 	}
@@ -199,6 +256,50 @@ func FuzzRead(f *testing.F) {
 		}
 		if len(again.Entries) != len(r.Entries) || again.Skipped != 0 {
 			t.Errorf("%d entries became %d", len(r.Entries), len(again.Entries))
+		}
+	})
+}
+
+func FuzzReadList(f *testing.F) {
+	f.Add("# first\n/usr/lib/**/*.so\nbin/?sh\n", "usr/lib/a/b.so\nbin/ash")
+	f.Add("a/[a-z]\\*/**\n**", "a/b*/c")
+	f.Fuzz(func(t *testing.T, text, names string) {
+		list, err := ReadList(strings.NewReader(text), Limits{})
+		if err != nil {
+			return
+		}
+		all := strings.Split(names, "\n")
+		matched, missed := Expand(list, all)
+		seen := map[string]bool{}
+		for _, name := range matched {
+			if seen[name] || !slices.Contains(all, name) {
+				t.Errorf("%q is there twice or is none of the names", name)
+			}
+			seen[name] = true
+		}
+		if len(missed) > len(list) {
+			t.Errorf("%d of %d lines match nothing", len(missed), len(list))
+		}
+	})
+}
+
+func FuzzReadTar(f *testing.F) {
+	var text bytes.Buffer
+	w := tar.NewWriter(&text)
+	if err := w.WriteHeader(&tar.Header{Name: FileName, Typeflag: tar.TypeReg, Size: int64(len(document003))}); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := io.WriteString(w, document003); err != nil {
+		f.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text.Bytes())
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		rec, err := ReadTar(bytes.NewReader(raw), Limits{MaxEntries: 100})
+		if err == nil && len(rec.Entries) > 100 {
+			t.Errorf("%d entries", len(rec.Entries))
 		}
 	})
 }
