@@ -108,3 +108,15 @@ func clip(s string) string {
 	}
 	return s
 }
+
+// IsAnnotation tells whether key is an annotation that describes a seekable layer,
+// and so is wrong for any other blob.
+func IsAnnotation(key string) bool {
+	switch key {
+	case AnnotationTOCDigest, AnnotationUncompressedSize, AnnotationLayerDigest,
+		AnnotationChecksum, AnnotationPosition, AnnotationTarSplitPosition,
+		annotationOldChecksum, annotationOldPosition:
+		return true
+	}
+	return false
+}
