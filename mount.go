@@ -23,6 +23,7 @@ type Mount struct {
 	Target   string `json:"target"`
 	Manifest Digest `json:"manifest_digest"`
 	ReadOnly bool   `json:"read_only"`
+	Merged   bool   `json:"merged"` // the layers are one merged index, as those of images with many are
 
 	Image *Image `json:"image,omitempty"`
 }
@@ -69,7 +70,7 @@ func (c *Client) mountImage(ctx context.Context, image *Image, dir string, o Mou
 	if err != nil {
 		return nil, err
 	}
-	return &Mount{ID: made.ID, Target: made.Target, Manifest: made.Image, ReadOnly: made.ReadOnly, Image: image}, nil
+	return &Mount{ID: made.ID, Target: made.Target, Manifest: made.Image, ReadOnly: made.ReadOnly, Merged: made.Merged, Image: image}, nil
 }
 
 // Unmount takes the root file system at dir away, with what was written to it.

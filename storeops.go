@@ -118,7 +118,7 @@ func (c *Client) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, err
 	if o.Quick {
 		check = nil
 	}
-	return c.store.Verify(ctx, store.VerifyOptions{Repair: o.Repair, Check: check})
+	return c.store.Verify(ctx, store.VerifyOptions{Repair: o.Repair, Check: check, CheckMerged: mount.CheckMerged})
 }
 
 // checkLayer holds a layer against what it said when it was pulled.

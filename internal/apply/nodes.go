@@ -229,6 +229,9 @@ func (a *applier) node(d *openedDir, base string, e *layer.Entry) error {
 	}
 	if e.Type == layer.Char && e.Major == 0 && e.Minor == 0 {
 		a.result.Whiteouts++ // overlayfs takes it for one
+		if err := a.setOverlayXattr(d.fd, overlayOrigin, ""); err != nil { // as in makeWhiteout
+			return err
+		}
 		return a.journal.whiteout(d.path, base)
 	}
 	return a.journal.node(d.path, base, e)

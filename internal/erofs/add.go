@@ -113,6 +113,7 @@ func (x *Index) file(dir uint32, base string, old uint32, e *layer.Entry, block 
 	x.replaced(old)
 	if n.isWhiteout() {
 		x.result.Whiteouts++ // overlayfs takes it for one
+		x.inodes.at(dir).hiding = true
 	}
 	ino, err := x.inodes.add(n)
 	if err != nil {

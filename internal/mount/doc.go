@@ -29,7 +29,10 @@
 // for an option. At least Linux 5.10.
 //
 // A layer that is a tar with an index is mounted first, by the descriptors of its
-// files, attached nowhere, and gone with the overlay.
+// files, attached nowhere, and gone with the overlay. Of many such layers
+// ([DefaultMergeAbove]) the indexes are merged into one ([erofs.Merge]), which the store
+// keeps, and which is mounted in their place with all tars as its devices: a mount that
+// was made of layers is never changed into one of the merged index, or back.
 //
 // overlayfs refuses a directory that occurs twice (ELOOP). Of a repeated layer the
 // topmost occurrence is kept, which changes nothing. Take a path p and the layer A,

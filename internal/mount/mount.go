@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,16 +27,20 @@ type Options struct {
 	// UserXattr is set in user namespaces other than the first: whiteouts are in
 	// "user." form there.
 	UserXattr bool
-	Log       *slog.Logger // nil discards
+	// MergeAbove is above how many different layers in EROFS form their indexes are
+	// merged; 0: [DefaultMergeAbove], negative: never.
+	MergeAbove int
+	Log        *slog.Logger // nil discards
 }
 
 // Mounter makes and removes root file systems of one store.
 type Mounter struct {
-	store     *store.Store
-	userXattr bool
-	log       *slog.Logger
-	kernel    kernel
-	turn      chan struct{} // holds one token; who has it may wait for ROOT/mounts.lock
+	store      *store.Store
+	userXattr  bool
+	mergeAbove int
+	log        *slog.Logger
+	kernel     kernel
+	turn       chan struct{} // holds one token; who has it may wait for ROOT/mounts.lock
 }
 
 // New returns a Mounter.
@@ -43,7 +48,7 @@ func New(o Options) (*Mounter, error) {
 	if o.Store == nil {
 		return nil, errors.New("make mounter: no store")
 	}
-	m := &Mounter{store: o.Store, userXattr: o.UserXattr, log: o.Log, turn: make(chan struct{}, 1)}
+	m := &Mounter{store: o.Store, userXattr: o.UserXattr, mergeAbove: cmp.Or(o.MergeAbove, DefaultMergeAbove), log: o.Log, turn: make(chan struct{}, 1)}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -61,6 +66,8 @@ type Request struct {
 	// Replace unmounts another image of this store that is mounted at Target. When
 	// that, or the new mount, fails, the old one stays.
 	Replace bool
+
+	merged *store.Merged // in the place of Layers; nil for none
 }
 
 // Mount makes the root file system. It returns the mount that is there already
@@ -82,6 +89,9 @@ func (m *Mounter) mount(ctx context.Context, r Request) (*store.Mount, error) {
 		return nil, err
 	}
 	defer at.close()
+	if r.merged, err = m.mergedIndex(ctx, r.Layers); err != nil {
+		return nil, err
+	}
 	unlock, err := m.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -169,11 +179,12 @@ func (m *Mounter) create(ctx context.Context, r Request, at *place, old *live, t
 			*trash = append(*trash, record)
 		}
 	}()
-	image, err := m.newStack(r.Layers)
+	image, err := m.openStack(ctx, &r)
 	defer image.close()
 	if err != nil {
 		return nil, err
 	}
+	record.Merged = r.merged != nil
 	s, err := m.plan(ctx, record, image)
 	if err != nil {
 		return nil, err
@@ -197,7 +208,7 @@ func (m *Mounter) create(ctx context.Context, r Request, at *place, old *live, t
 		}
 	}
 	m.log.LogAttrs(ctx, slog.LevelInfo, "mounted", slog.String("target", at.path), slog.String("mount", record.ID),
-		slog.String("image", string(r.Image)), slog.Int("layers", len(r.Layers)), slog.Bool("read_only", r.ReadOnly))
+		slog.String("image", string(r.Image)), slog.Int("layers", len(r.Layers)), slog.Bool("merged", record.Merged), slog.Bool("read_only", r.ReadOnly))
 	return record, nil
 }
 

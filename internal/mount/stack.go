@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -72,7 +73,13 @@ func (s *stack) path(l *store.Layer) (string, error) {
 	case store.LayoutDir:
 		return l.FS(), nil
 	case store.LayoutEROFS:
+		if fd, ok := s.roots[l.DiffID]; ok {
+			return fdPath(fd) + "/.", nil
+		}
 		fd, err := mountLayer(l)
+		if errors.Is(err, erofs.ErrDamaged) {
+			err = fmt.Errorf("%w: %w", store.ErrCorrupt, err)
+		}
 		if err != nil {
 			return "", fmt.Errorf("layer %s: %w", l.DiffID, err)
 		}
@@ -126,16 +133,45 @@ func openFile(path string) (int, error) {
 	return fd, nil
 }
 
+// openStack returns the stack for a request: of the merged index, or of the layers one
+// by one. After an error too it is to be closed.
+func (m *Mounter) openStack(ctx context.Context, r *Request) (*stack, error) {
+	if r.merged == nil {
+		return m.newStack(r.Layers)
+	}
+	s, err := m.mergedStack(r)
+	if err != nil {
+		s.close()
+		m.stackOneByOne(ctx, fmt.Errorf("%w: dray store verify --repair removes it if it is damaged", err))
+		r.merged = nil
+		return m.newStack(r.Layers)
+	}
+	return s, nil
+}
+
+// mergedStack is newStack with a single layer: the merged index.
+func (m *Mounter) mergedStack(r *Request) (*stack, error) {
+	fd, err := mountIndex(r.merged.Index(), distinct(r.Layers)...)
+	if err != nil {
+		return &stack{}, fmt.Errorf("merged index %s: %w", r.merged.ChainID, err)
+	}
+	whole := &store.Layer{LayerRecord: store.LayerRecord{DiffID: oci.DiffID(r.merged.ChainID), Layout: store.LayoutEROFS}}
+	return m.fillStack(&stack{layers: []*store.Layer{whole}, roots: map[oci.DiffID]int{whole.DiffID: fd}})
+}
+
 // newStack decides what of an image's layers is visible and what its root directory
 // is like: as the topmost layer has it that says something of it, as most do not,
 // and as the top layer has it if none does. It refuses what cannot be stacked.
 // After an error too it is to be closed.
 func (m *Mounter) newStack(layers []*store.Layer) (*stack, error) {
+	return m.fillStack(&stack{layers: distinct(layers), roots: map[oci.DiffID]int{}})
+}
+
+func (m *Mounter) fillStack(s *stack) (*stack, error) {
 	whiteouts := store.WhiteoutsTrusted
 	if m.userXattr {
 		whiteouts = store.WhiteoutsUser
 	}
-	s := &stack{layers: distinct(layers), roots: map[oci.DiffID]int{}}
 	lowest, said := 0, false
 	for i, l := range slices.Backward(s.layers) {
 		if l.Whiteouts != "" && l.Whiteouts != whiteouts {

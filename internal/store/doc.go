@@ -10,6 +10,7 @@
 //	ROOT/mounts/ID/                    upper/, work/, state.json
 //	ROOT/staging/X, ROOT/staging/X.lock   work in progress, whoever does it holds X.lock
 //	ROOT/facts/NAME.json               what was found out about the machine in this boot
+//	ROOT/merged/sha256/HEX.BOOT/       an index over the tars of all layers of a chain, made in this boot
 //	ROOT/quarantine/                   what [Store.Verify] took out of the way
 //
 // Every object is a file or directory of its own, made elsewhere and renamed to

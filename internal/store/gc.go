@@ -112,6 +112,7 @@ type GCReport struct {
 	Layers []oci.DiffID `json:"layers"`
 	Images []oci.Digest `json:"images"` // dangling
 	Stale  []string     `json:"stale"`  // damaged by power loss: paths below the root
+	Merged int          `json:"merged"` // merged indexes
 	Bytes  int64        `json:"bytes"`  // on disk, of all that
 }
 
@@ -148,11 +149,17 @@ func (s *Store) collect(ctx context.Context, o GCOptions) (report GCReport, doom
 	}
 	defer func() { _ = lock.Release() }()
 	due := func(made time.Time) bool { return o.KeepUnreferenced <= 0 || s.now().Sub(made) >= o.KeepUnreferenced }
-	live, err := s.mark(due, &report)
+	live, chains, err := s.mark(due, &report)
 	if err != nil {
 		return report, nil, err
 	}
+	merged, err := s.deadMerged(func(id oci.ChainID) bool { return chains[id] })
+	if err != nil {
+		return report, nil, err
+	}
+	report.Merged = len(merged)
 	paths, err := s.deadLayers(live, due, &report)
+	paths = append(paths, merged...)
 	if err != nil || o.DryRun {
 		return report, paths, err
 	}
@@ -189,16 +196,17 @@ func (s *Store) syncLayerNames() error {
 	return nil
 }
 
-// mark collects the layers that are needed, and notes dangling images and stale
-// records in the report. The caller holds ROOT/lock exclusively.
-func (s *Store) mark(due func(time.Time) bool, report *GCReport) (live map[oci.DiffID]bool, err error) {
+// mark collects the layers that are needed, and the chains of images that are, and
+// notes dangling images and stale records in the report. The caller holds ROOT/lock
+// exclusively.
+func (s *Store) mark(due func(time.Time) bool, report *GCReport) (live map[oci.DiffID]bool, chains map[oci.ChainID]bool, err error) {
 	live, keep, err := s.leased()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	mounts, err := s.Mounts()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, m := range mounts {
 		keep[m.Image] = true
@@ -208,26 +216,28 @@ func (s *Store) mark(due func(time.Time) bool, report *GCReport) (live map[oci.D
 	}
 	refs, err := s.Refs()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, ref := range refs {
 		keep[ref.Digest] = true
 	}
 	images, err := s.Images()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	chains = map[oci.ChainID]bool{}
 	for _, image := range images {
 		if !keep[image.Manifest.Digest] && due(image.Pulled) {
 			report.Images = append(report.Images, image.Manifest.Digest)
 			continue
 		}
+		chains[chainOf(image.DiffIDs)] = true
 		for _, id := range image.DiffIDs {
 			live[id] = true
 		}
 	}
 	report.Stale, err = s.stale()
-	return live, err
+	return live, chains, err
 }
 
 // deadLayers returns the paths of layers that can go. One that cannot be read

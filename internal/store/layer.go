@@ -51,6 +51,11 @@ type LayerRecord struct {
 	Created   time.Time      `json:"created"`
 	Notes     []string       `json:"notes,omitempty"` // what is not exact, such as devices left out
 
+	// TarVerity and IndexVerity are what the file system measures the two files as
+	// (fs-verity), "ALGORITHM:HEX"; "" where it does not.
+	TarVerity   string `json:"tar_verity,omitempty"`
+	IndexVerity string `json:"index_verity,omitempty"`
+
 	// UnsyncedBoot is the boot in which the layer was written, as long as nothing has
 	// synced it. It is not in the file but in the name of a mark beside it.
 	UnsyncedBoot string `json:"unsynced_boot,omitempty"`

@@ -45,6 +45,7 @@ type Mount struct {
 	Layers   []oci.DiffID `json:"layers"` // bottom first
 	Target   string       `json:"target"`
 	ReadOnly bool         `json:"read_only"`
+	Merged   bool         `json:"merged,omitempty"` // one merged index is mounted in the place of all layers
 	BootID   string       `json:"boot_id"`
 	MountNS  uint64       `json:"mount_ns"` // inode of the mount namespace of who prepared it
 	State    MountState   `json:"state"`

@@ -159,6 +159,8 @@ func (s *Store) sweepStale(ctx context.Context) error {
 		return err
 	}
 	stale, err := s.throwStale(ctx)
+	merged, mergedErr := s.sweepMerged(ctx)
+	stale, err = append(stale, merged...), errors.Join(err, mergedErr)
 	if err == nil {
 		err = s.Explain(writeRecord(s.path(fileBoot), s.boot, unsynced))
 	}

@@ -36,6 +36,7 @@ const (
 	dirStaging    = "staging"
 	dirQuarantine = "quarantine"
 	dirFacts      = "facts"
+	dirMerged     = "merged"
 	fileVersion   = "version"
 	fileLock      = "lock"
 	fileBoot      = "boot"
@@ -166,7 +167,7 @@ func (s *Store) create(ctx context.Context) error {
 
 func (s *Store) makeDirs() error {
 	for _, dir := range []string{
-		filepath.Join(dirLayers, oci.SHA256), filepath.Join(dirImages, oci.SHA256), dirRefs, dirMounts, dirStaging, dirQuarantine, dirFacts,
+		filepath.Join(dirLayers, oci.SHA256), filepath.Join(dirImages, oci.SHA256), dirRefs, dirMounts, dirStaging, dirQuarantine, dirFacts, dirMerged,
 	} {
 		if err := os.MkdirAll(s.path(dir), dirPerm); err != nil {
 			return err

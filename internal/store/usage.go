@@ -95,6 +95,7 @@ type Usage struct {
 	Layers     []LayerUsage `json:"layers"`
 	Images     []ImageUsage `json:"images"`
 	Mounts     []MountUsage `json:"mounts"`
+	Merged     Size         `json:"merged"` // indexes over the layers of whole images
 	Staging    Size         `json:"staging"`
 	Quarantine Size         `json:"quarantine"`
 	Total      Size         `json:"total"` // all of the above, and records
@@ -148,7 +149,7 @@ func (s *Store) usage(ctx context.Context) (u Usage, err error) {
 	for _, part := range []struct {
 		dir  string
 		into *Size
-	}{{dirStaging, &u.Staging}, {dirQuarantine, &u.Quarantine}, {dirImages, &Size{}}, {dirRefs, &Size{}}} {
+	}{{dirMerged, &u.Merged}, {dirStaging, &u.Staging}, {dirQuarantine, &u.Quarantine}, {dirImages, &Size{}}, {dirRefs, &Size{}}} {
 		if *part.into, err = treeSize(ctx, s.path(part.dir)); err != nil {
 			return u, err
 		}

@@ -23,6 +23,10 @@ type VerifyOptions struct {
 	// wrong with it; nil checks records only. It is called for one layer at a time,
 	// with no lock held but a lease on the layer. An error ends the verification.
 	Check func(ctx context.Context, layer *Layer) (problems []string, err error)
+
+	// CheckMerged compares a merged index with its layers, bottom first, in the same
+	// way; nil does not.
+	CheckMerged func(ctx context.Context, merged *Merged, layers []*Layer) (problems []string, err error)
 }
 
 // Problem is one thing that is wrong.
@@ -60,7 +64,7 @@ func (s *Store) verify(ctx context.Context, o VerifyOptions) (VerifyReport, erro
 	if o.Repair && s.readOnly {
 		return VerifyReport{}, ErrReadOnly
 	}
-	bad, err := s.checkContents(ctx, o.Check)
+	bad, badMerged, err := s.checkContents(ctx, &o)
 	if err != nil {
 		return VerifyReport{}, err
 	}
@@ -75,7 +79,7 @@ func (s *Store) verify(ctx context.Context, o VerifyOptions) (VerifyReport, erro
 		}
 		defer func() { _ = lock.Release() }()
 	}
-	in := inspection{store: s, badContent: bad, layers: map[oci.DiffID]bool{}, images: map[oci.Digest]bool{}}
+	in := inspection{store: s, badContent: bad, badMerged: badMerged, layers: map[oci.DiffID]bool{}, images: map[oci.Digest]bool{}}
 	err = in.run(o.Repair)
 	if err == nil && o.Repair {
 		err = in.repair(ctx)
@@ -86,17 +90,20 @@ func (s *Store) verify(ctx context.Context, o VerifyOptions) (VerifyReport, erro
 	return in.report, err
 }
 
-// checkContents calls check for every layer that can be looked up.
-func (s *Store) checkContents(ctx context.Context, check func(context.Context, *Layer) ([]string, error)) (map[oci.DiffID][]string, error) {
-	if check == nil {
-		return nil, nil
+// checkContents checks every layer that can be looked up, and every merged index.
+func (s *Store) checkContents(ctx context.Context, o *VerifyOptions) (bad map[oci.DiffID][]string, badMerged map[oci.ChainID][]string, err error) {
+	if o.Check == nil {
+		return nil, nil, nil
 	}
 	lease, err := s.Lease(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	bad, err := s.checkLeased(ctx, lease, check)
-	return bad, errors.Join(err, lease.Release())
+	bad, err = s.checkLeased(ctx, lease, o.Check)
+	if err == nil {
+		badMerged, err = s.checkMerged(ctx, bad, o.CheckMerged)
+	}
+	return bad, badMerged, errors.Join(err, lease.Release())
 }
 
 func (s *Store) checkLeased(ctx context.Context, lease *Lease, check func(context.Context, *Layer) ([]string, error)) (map[oci.DiffID][]string, error) {
@@ -157,6 +164,7 @@ func (l *Layer) complete() error {
 type inspection struct {
 	store      *Store
 	badContent map[oci.DiffID][]string
+	badMerged  map[oci.ChainID][]string
 	layers     map[oci.DiffID]bool // good ones
 	images     map[oci.Digest]bool // good ones
 	report     VerifyReport
@@ -175,7 +183,7 @@ func (in *inspection) found(path, detail string) {
 // run inspects layers, then images, then what points to them: what is wrong below
 // makes what is above incomplete.
 func (in *inspection) run(alone bool) error {
-	for _, step := range []func() error{in.inspectLayers, in.inspectImages, in.inspectRefs, in.inspectMounts} {
+	for _, step := range []func() error{in.inspectLayers, in.inspectMerged, in.inspectImages, in.inspectRefs, in.inspectMounts} {
 		if err := step(); err != nil {
 			return err
 		}
