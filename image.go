@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"dray/internal/mount"
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/pull"
@@ -92,7 +93,17 @@ func (c *Client) pullOne(ctx context.Context, ref oci.Reference, platform oci.Pl
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, err)
 	}
-	return newImage(record, evidence), nil
+	image := newImage(record, evidence)
+	if !o.Offline && len(image.record.DiffIDs) > mount.DefaultMergeAbove {
+		layers, err := image.layers(c.store)
+		if err == nil {
+			err = c.mounter.Prepare(ctx, layers)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("pull %s: %w", ref, err)
+		}
+	}
+	return image, nil
 }
 
 // source opens what the reference points to.

@@ -2,12 +2,15 @@ package mount
 
 import (
 	"fmt"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"dray/internal/oci"
 	"dray/internal/store"
+	"dray/internal/testkit"
 )
 
 // BenchmarkMount measures how long a mount takes, and its unmounting with the
@@ -66,4 +69,43 @@ func processTime(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// BenchmarkUnmountAndGC takes a layer of 50,000 files away: the mount, the image and
+// the layer.
+func BenchmarkUnmountAndGC(b *testing.B) {
+	w := newBench(b)
+	needEROFS(b)
+	const files = 50_000
+	entries := make([]testkit.Entry, files)
+	for i := range entries {
+		entries[i] = testkit.File(fmt.Sprintf("usr/share/dir-%d/file-%d", i/100, i), "0123456789")
+	}
+	var unmounting, collecting time.Duration
+	for b.Loop() {
+		layer := w.erofsLayer(entries...)
+		if err := w.store.Sync(b.Context(), []oci.DiffID{layer.DiffID}); err != nil {
+			b.Fatal(err)
+		}
+		r := Request{Image: imageOf("x"), Layers: []*store.Layer{layer}, Target: w.target("rootfs")}
+		if _, err := w.Mount(b.Context(), r); err != nil {
+			b.Fatal(err)
+		}
+		if names := testkit.Tree(b, filepath.Join(r.Target, "usr/share/dir-7")); len(names) != 101 {
+			b.Fatalf("%d names", len(names))
+		}
+		start := time.Now()
+		if err := w.Unmount(b.Context(), r.Target); err != nil {
+			b.Fatal(err)
+		}
+		unmounted := time.Now()
+		report, err := w.store.GC(b.Context(), store.GCOptions{})
+		if err != nil || len(report.Layers) != 1 {
+			b.Fatalf("%+v, %v", report, err)
+		}
+		unmounting += unmounted.Sub(start)
+		collecting += time.Since(unmounted)
+	}
+	b.ReportMetric(float64(unmounting.Microseconds())/float64(b.N), "unmount-µs")
+	b.ReportMetric(float64(collecting.Microseconds())/float64(b.N), "gc-µs")
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"dray/internal/erofs"
 	"dray/internal/oci"
@@ -21,6 +22,14 @@ import (
 // more than it saves; docs/bench.md has the figures.
 const DefaultMergeAbove = 30
 
+// Prepare makes the merged index of layers, bottom first, if a mount of them needs one
+// that is not there, so that no mount has to wait for it. What goes wrong is said, and
+// said again by the mount that then goes without; the error is that of ctx.
+func (m *Mounter) Prepare(ctx context.Context, layers []*store.Layer) error {
+	_, err := m.mergedIndex(ctx, layers)
+	return err
+}
+
 // mergedIndex returns the merged index of layers, which is made when there is none,
 // or nil where the layers are to be stacked one by one. That hangs on what is known of
 // the layers alone, so that all mounts of an image are made in the same way; where it
@@ -30,11 +39,13 @@ func (m *Mounter) mergedIndex(ctx context.Context, layers []*store.Layer) (*stor
 	if m.mergeAbove < 0 || len(below) <= m.mergeAbove || m.userXattr {
 		return nil, nil
 	}
-	for _, l := range below {
-		if l.Layout != store.LayoutEROFS {
-			m.stackOneByOne(ctx, fmt.Errorf("layer %s has the layout %q", l.DiffID, l.Layout))
-			return nil, nil
-		}
+	trees := slices.DeleteFunc(slices.Clone(below), func(l *store.Layer) bool { return l.Layout == store.LayoutEROFS })
+	if len(trees) == len(below) {
+		return nil, nil // as was asked for
+	}
+	if len(trees) > 0 {
+		m.stackOneByOne(ctx, fmt.Errorf("layer %s, for one, has the layout %q", trees[0].DiffID, trees[0].Layout))
+		return nil, nil
 	}
 	ids := diffIDs(layers)
 	merged, err := m.store.PutMerged(ctx, ids, func(dir string) (store.MergedRecord, error) {

@@ -395,8 +395,12 @@ func BenchmarkMerged(b *testing.B) {
 		layers = append(layers, w.erofsLayer(testkit.Files(fmt.Sprintf("d/%d", i), 20)...))
 	}
 	merging, _ := w.merging()
+	stacking, err := New(Options{Store: w.store, MergeAbove: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
 	for _, count := range []int{2, 6, 10, 20, 30, 50, 100, 500} {
-		for name, m := range map[string]*Mounter{"stacked": w.Mounter, "merged": merging} {
+		for name, m := range map[string]*Mounter{"stacked": stacking, "merged": merging} {
 			b.Run(fmt.Sprintf("layers=%d/%s", count, name), func(b *testing.B) { benchmarkLookup(b, m, w, layers[:count]) })
 		}
 		b.Run(fmt.Sprintf("layers=%d/making", count), func(b *testing.B) {
