@@ -18,6 +18,8 @@ var layers = [][]string{
 	{"."},
 	{"internal/guest"},
 	{"internal/pull", "internal/mount", "internal/bundle", "internal/convert"},
+	{"internal/records"},
+	{"internal/inspect"},
 	{"internal/store", "internal/registryd", "internal/repo"},
 	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record", "internal/metastore", "internal/retar"},
 	{"internal/layer"},

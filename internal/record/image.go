@@ -89,6 +89,9 @@ func LayerOf(m *oci.Manifest) (oci.Descriptor, error) {
 	return m.Layers[0], nil
 }
 
+// ErrNoFile reports a tar without a record: an image of something else.
+var ErrNoFile = fmt.Errorf("%w: the image has none", ErrFormat)
+
 // ReadTar reads the record in the tar of a record image's layer, uncompressed, to
 // the tar's end.
 func ReadTar(r io.Reader, l Limits) (*Record, error) {
@@ -112,7 +115,7 @@ func ReadTar(r io.Reader, l Limits) (*Record, error) {
 		}
 	}
 	if rec == nil {
-		return nil, fmt.Errorf("read record image: no %s: %w", FileName, ErrFormat)
+		return nil, fmt.Errorf("read record image: no %s: %w", FileName, ErrNoFile)
 	}
 	return rec, nil
 }

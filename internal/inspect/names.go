@@ -1,0 +1,127 @@
+package inspect
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"dray/internal/estargz"
+	"dray/internal/layer"
+	"dray/internal/oci"
+	"dray/internal/record"
+	"dray/internal/repo"
+	"dray/internal/stream"
+)
+
+// The rings in front of and behind the inflater, as many blocks as keep both busy.
+const (
+	ringBlocks     = 4
+	ringBlockBytes = 128 << 10
+)
+
+// Names returns the names of a layer's entries: from its TOC where the manifest
+// vouches for one, else from its tar. Files whose size hash returns true for have
+// digests; hash may be nil. What the formats add to a tree is left out.
+func Names(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer.Limits, hash func(sizeBytes int64) bool) iter.Seq2[record.Name, error] {
+	return func(yield func(record.Name, error) bool) {
+		if toc := Trusted(ctx, r, d, l); toc != nil {
+			defer func() { _ = toc.Close() }()
+			for e := range toc.Entries() {
+				if !estargz.IsMeta(e.Name) && !yield(record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size, Digest: e.Digest}, nil) {
+					return
+				}
+			}
+			return
+		}
+		if err := tarNames(ctx, r, d, l, hash, yield); err != nil {
+			yield(record.Name{}, err)
+		}
+	}
+}
+
+// Names returns what [Names] does, of every layer, bottom first; none of those
+// that are kept elsewhere.
+func (i *Image) Names(ctx context.Context, l layer.Limits, hash func(sizeBytes int64) bool) []iter.Seq2[record.Name, error] {
+	all := make([]iter.Seq2[record.Name, error], len(i.Manifest.Layers))
+	for n, d := range i.Manifest.Layers {
+		all[n] = func(func(record.Name, error) bool) {}
+		if len(d.URLs) == 0 {
+			all[n] = Names(ctx, i.Repository, d, l, hash)
+		}
+	}
+	return all
+}
+
+// Trusted returns the reader of a layer whose manifest vouches for its TOC, or
+// nil: then its tar says the same, at a greater price.
+func Trusted(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer.Limits) *estargz.Reader {
+	hints, err := estargz.ParseHints(d.Annotations)
+	if err != nil || hints.TOCDigest == "" && hints.ManifestChecksum == "" {
+		return nil
+	}
+	toc, err := estargz.Open(r.BlobAt(ctx, d), d.Size, estargz.OpenOptions{Hints: hints, Limits: estargz.Limits{Layer: l}})
+	if err != nil {
+		return nil
+	}
+	return toc
+}
+
+func tarNames(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer.Limits, hash func(int64) bool, yield func(record.Name, error) bool) error {
+	body, err := r.Blob(ctx, d, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fetched := stream.NewAhead(ctx, stream.NewVerifier(body, "blob", d.Digest, d.Size), ringBlocks, ringBlockBytes)
+	defer func() { _ = fetched.Close() }()
+	plain, err := layer.Decompress(fetched, layer.Options{MaxBytes: l.MaxBytes})
+	if err != nil {
+		return fmt.Errorf("read layer %s: %w", d.Digest, err)
+	}
+	defer func() { _ = plain.Close() }()
+	tar := layer.NewTar(stream.NewSlicer(plain, ringBlockBytes), l)
+	for {
+		e, err := tar.Next()
+		if errors.Is(err, io.EOF) {
+			_, err = tar.Drain()
+		}
+		if err != nil {
+			return fmt.Errorf("read layer %s: %w", d.Digest, err)
+		}
+		if e == nil {
+			return nil
+		}
+		if estargz.IsMeta(e.Name) {
+			continue
+		}
+		name := record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size}
+		if e.Type == layer.Reg && e.Sparse == nil && hash != nil && hash(e.Size) {
+			if name.Digest, err = digestOf(tar); err != nil {
+				return fmt.Errorf("read layer %s: %w", d.Digest, err)
+			}
+		}
+		if !yield(name, nil) {
+			return nil
+		}
+	}
+}
+
+// digestOf reads the content of tar's entry.
+func digestOf(tar *layer.Tar) (oci.Digest, error) {
+	h := sha256.New()
+	for {
+		part, err := tar.Body()
+		if errors.Is(err, io.EOF) {
+			return oci.DigestOf(oci.SHA256, h), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		_, _ = h.Write(part) // hashes never fail
+	}
+}
