@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,6 +29,7 @@ type benchFlags struct {
 	memoryLimit             string
 	saveJSON, html, limits  string
 	baseline, save, saveDir string
+	profile                 string
 }
 
 func newBenchCommand(app *cli.App) *cobra.Command {
@@ -69,6 +72,8 @@ Images come from a corpus: see "dray bench corpus build". Most servers need root
 	flags.StringVar(&f.work, "work", "/var/tmp", "`directory` for stores: its file system is what is measured")
 	flags.StringVarP(&f.saveJSON, "output", "o", "", "`file` to write the report to as JSON")
 	flags.StringVar(&f.html, "html", "", "`file` to write a page with charts to")
+	flags.StringVar(&f.profile, "profile", "", "make a memory report of dray: pprof files go to `directory` (default beside the JSON)")
+	flags.Lookup("profile").NoOptDefVal = besideReport
 	flags.StringVar(&f.limits, "limits", "", "`file` of limits, {\"name\": {\"image\", \"time\", \"memory\", \"storage\"}}, to hold the first server to")
 	flags.StringVar(&f.baseline, "baseline", "", "`name` of a saved report to compare with")
 	flags.StringVar(&f.save, "save", "", "`name` to save this report under, as a baseline")
@@ -76,6 +81,9 @@ Images come from a corpus: see "dray bench corpus build". Most servers need root
 	cmd.AddCommand(newBenchCorpusCommand(app), newBenchReportCommand(app), newBenchFloorCommand())
 	return cmd
 }
+
+// besideReport is --profile without a directory.
+const besideReport = "beside"
 
 // newBenchFloorCommand is what the server "floor" runs.
 func newBenchFloorCommand() *cobra.Command {
@@ -156,6 +164,9 @@ func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string
 		Modes: f.modes, Repetitions: f.repetitions, WarmUp: !f.noWarmUp, Seed: f.seed,
 		DropCaches: f.dropCaches, Timeout: f.timeout, Work: f.work, Program: version(), Log: app.Log(),
 		Say: func(format string, args ...any) { _, _ = fmt.Fprintf(app.Stderr, format+"\n", args...) },
+	}
+	if o.ProfileDir = f.profile; f.profile == besideReport {
+		o.ProfileDir = strings.TrimSuffix(cmp.Or(f.saveJSON, "bench"), ".json") + ".profiles"
 	}
 	var err error
 	for _, m := range f.modes {

@@ -2,22 +2,36 @@ package main
 
 import (
 	"os"
+	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"dray/cmd/internal/cli"
+	"dray/internal/bench"
 )
 
 func run() int {
-	app := &cli.App{Name: "dray", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NewProgress: newProgress}
+	app := &cli.App{Name: programName(os.Args[0]), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NewProgress: newProgress, StartProfile: bench.StartProfile}
+	runtime.MemProfileRate = 0 // only --profile reads it, and it costs memory
 	return app.Main(newRootCommand(app))
+}
+
+// programName returns "ctr-remote" for a program that was linked or installed under
+// that name, so that its users see the name that they typed, and "dray" otherwise.
+func programName(arg string) string {
+	const alias = "ctr-remote"
+	if filepath.Base(arg) == alias {
+		return alias
+	}
+	return "dray"
 }
 
 func newRootCommand(app *cli.App) *cobra.Command {
 	root := &cobra.Command{
-		Use:   "dray",
+		Use:   app.Name,
 		Short: "From a registry to a running root file system",
 		Long: `dray brings a container image from a registry to a running root file system:
 fetched, verified to the last byte, unpacked and mounted, in one pass and a fixed

@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 		exit(bench.Floor(context.Background(), os.Args[3]))
 	case len(os.Args) == 2 && os.Args[1] == "use":
 		exit(use())
+	case len(os.Args) == 3 && os.Args[1] == "profile":
+		exit(allocate(os.Args[2]))
 	}
 	os.Exit(m.Run())
 }

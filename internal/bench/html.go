@@ -39,6 +39,7 @@ type line struct {
 	Disturbed int                 `json:"disturbed"`
 	Figures   map[string]Interval `json:"figures"`
 	Points    []Point             `json:"points,omitempty"` // of the run in the middle
+	Timeline  []Span              `json:"timeline,omitempty"`
 }
 
 // figure is one that the page draws.
@@ -90,7 +91,7 @@ func (r *Report) lines() (lines []line) {
 				l.Disturbed++
 			}
 			if run.Seconds <= middle && run.Points != nil {
-				l.Points = run.Points
+				l.Points, l.Timeline = run.Points, run.Timeline
 			}
 		}
 		lines = append(lines, l)

@@ -27,11 +27,16 @@ func pageReport() *bench.Report {
 				r.Runs = append(r.Runs, bench.Run{
 					Rival: rival.Name, Image: image.Name, Mode: bench.Individual, Network: "loopback", Repetition: repetition,
 					Seconds: float64(i+1) + float64(repetition)/8, CPUSeconds: 0.5, PeakRSS: 20 << 20, Storage: bench.Usage{Blocks: 100 << 20},
-					Points: []bench.Point{{Seconds: 0, RSSBytes: 1 << 20}, {Seconds: 1, RSSBytes: 20 << 20, CPUSeconds: 0.5}},
+					Timeline: []bench.Span{{Name: "resolve", End: 0.25}, {Name: "layer", Layer: "sha256:0123456789", Bytes: 1e6, Begin: 0.25, End: 1}},
+					Points:   []bench.Point{{Seconds: 0, RSSBytes: 1 << 20}, {Seconds: 1, RSSBytes: 20 << 20, CPUSeconds: 0.5}},
 				})
 			}
 		}
 	}
+	r.Profiles = []bench.Profile{{
+		Rival: "a", Image: "small", Seconds: 2, PeakRSS: 30 << 20,
+		Recording: &bench.Recording{AllocatedBytes: 123456789, Allocations: 4242, Temporary: 4000, Peak: []bench.Site{{Place: "dray/<x>", Bytes: 1e6, Objects: 3}}},
+	}}
 	return r
 }
 
@@ -80,8 +85,16 @@ func TestPageInBrowser(t *testing.T) {
 		}
 	}
 	dom := out.String()
-	if !strings.Contains(dom, `data-plots="6"`) { // time, memory, CPU, storage; memory and CPU over time
+	if !strings.Contains(dom, `data-plots="8"`) { // time, memory, CPU, storage; memory and CPU over time; two timelines
 		t.Errorf("not all charts were drawn: %s", regexp.MustCompile(`<html[^>]*>`).FindString(dom))
+	}
+	for _, want := range []string{
+		`data-spans="[[&quot;resolve&quot;,0,0.25],[&quot;layer&quot;,0.25,1]]"`,
+		`data-key="allocated_bytes" data-value="123456789">123 MB (61.7 MB/s)<`, `data-value="4242">4242 (2121/s)<`, `>dray/&lt;x&gt;<`,
+	} {
+		if !strings.Contains(dom, want) {
+			t.Errorf("the page does not say %s", want)
+		}
 	}
 	for _, rival := range []string{"a", "b &amp; c"} {
 		for image, want := range map[string]string{"small": "1.125", "large": "2.125"} {

@@ -25,6 +25,8 @@ type Report struct {
 	Faults  []Fault       `json:"faults,omitempty"`
 	Notes   []string      `json:"notes,omitempty"` // what could not be measured, and why
 	Runs    []Run         `json:"runs"`
+
+	Profiles []Profile `json:"profiles,omitempty"` // of dray's memory, from runs that do not count
 }
 
 // Machine is where the bench ran.
@@ -77,6 +79,7 @@ type Run struct {
 	OthersCPU float64 `json:"others_cpu"` // share of the machine that others used meanwhile
 	Disturbed bool    `json:"disturbed"`
 	Points    []Point `json:"points,omitempty"`
+	Timeline  []Span  `json:"timeline,omitempty"` // of a dray, individual mode
 }
 
 // ErrNewerSchema reports a report that this program is too old for.
@@ -143,6 +146,7 @@ func Merge(reports ...*Report) *Report {
 		}
 		merged.Notes = append(merged.Notes, r.Notes...)
 		merged.Runs = append(merged.Runs, r.Runs...)
+		merged.Profiles = append(merged.Profiles, r.Profiles...)
 	}
 	return &merged
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ type Rival struct {
 	Path    string `json:"path,omitempty"`
 	Version string `json:"version"`
 
+	environment []string // NAME=VALUE, of the server, beside the bench's own
 	// prepare writes configuration and does what is not to be measured.
 	prepare func(ctx context.Context, s *site, r request) error
 	// server returns the command line of the server; nil for programs that run once.
@@ -51,7 +53,8 @@ func Kinds() []string {
 }
 
 // ParseRival recognises a server by its base name, or as KIND=PATH, NAME@KIND=PATH
-// or command:TEMPLATE with {ref} and {dir}. Arguments for a server follow its path.
+// or command:TEMPLATE with {ref} and {dir}. Arguments for a server follow its path,
+// and NAME=VALUE for its environment.
 func ParseRival(ctx context.Context, s string) (*Rival, error) {
 	if template, ok := strings.CutPrefix(s, "command:"); ok {
 		return commandRival(s, template)
@@ -82,8 +85,7 @@ func ParseRival(ctx context.Context, s string) (*Rival, error) {
 	case "imagepuller", "image-rs", "dray", "dray-guest":
 		return r.service(ctx, path)
 	case "containerd":
-		_, snapshotter, _ := strings.Cut(path, ":")
-		return r.containerd(ctx, snapshotter)
+		return r.containerd(ctx, path)
 	case "podman":
 		return r.podman(ctx)
 	case "skopeo+umoci":
@@ -93,6 +95,27 @@ func ParseRival(ctx context.Context, s string) (*Rival, error) {
 	}
 	return nil, fmt.Errorf("server %q: %w (kinds: %s)", s, ErrUnknownRival, strings.Join(Kinds(), ", "))
 }
+
+// split takes a rival's command line apart: its path, the arguments of its server,
+// and NAME=VALUE, which becomes the server's environment.
+func (r *Rival) split(command string) (path string, arguments []string, err error) {
+	for i, word := range strings.Fields(command) {
+		switch {
+		case i == 0:
+			path = word
+		case environmentWord.MatchString(word):
+			r.environment = append(r.environment, word)
+		default:
+			arguments = append(arguments, word)
+		}
+	}
+	if path == "" {
+		return "", nil, fmt.Errorf("server %s: no path", r.Name)
+	}
+	return path, arguments, nil
+}
+
+var environmentWord = regexp.MustCompile(`^[A-Z_][A-Z0-9_]*=`)
 
 // find returns the absolute path of a program.
 func find(program string) (string, error) {

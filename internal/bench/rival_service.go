@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/ttrpc"
 
@@ -18,13 +17,13 @@ import (
 
 // service is a program that serves api.ImagePullService over ttrpc.
 //
-// What follows the path after a space is added to the server's command line.
+// What follows the path after a space is added to the server's command line or, as
+// NAME=VALUE, to its environment.
 func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
-	words := strings.Fields(command)
-	if len(words) == 0 {
-		return nil, fmt.Errorf("server %s: no path", r.Name)
+	path, extra, err := r.split(command)
+	if err != nil {
+		return nil, err
 	}
-	path, extra := words[0], words[1:]
 	if path == r.Kind && filepath.Base(path) == path {
 		if _, err := os.Stat(path); err == nil {
 			path = "./" + path // a file of that name here comes before the PATH
@@ -46,6 +45,7 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 		r.server = func(s *site) []string {
 			return append([]string{
 				found, "serve", "--storepath", s.store, "--listen", s.socket, "--rootless", "never", "--config", "/dev/null", "--progress", "none",
+				"--log-level", "debug", "--log-format", "json", // the timeline is drawn from it
 			}, extra...)
 		}
 	case "imagepuller":

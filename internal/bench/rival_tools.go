@@ -14,51 +14,6 @@ func expand(template string) string {
 	return strings.NewReplacer("{ref}", `"$BENCH_REF"`, "{dir}", `"$BENCH_DIR"`, "{store}", `"$BENCH_STORE"`).Replace(template)
 }
 
-// containerd is Debian's or any other containerd, asked through ctr.
-func (r *Rival) containerd(ctx context.Context, snapshotter string) (*Rival, error) {
-	daemon, err := find("containerd")
-	ctr, ctrErr := find("ctr")
-	if err = errors.Join(err, ctrErr); err != nil {
-		return nil, err
-	}
-	if snapshotter == "" {
-		snapshotter = "overlayfs"
-	}
-	r.Path, r.Version = daemon, versionOf(ctx, daemon, "--version")
-	r.prepare = func(_ context.Context, s *site, _ request) error {
-		config := "version = 2\nroot = " + strconv.Quote(s.store) + "\nstate = " + strconv.Quote(filepath.Join(s.state, "c")) +
-			"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = " + strconv.Quote(s.socket) + "\n"
-		return os.WriteFile(filepath.Join(s.state, "config.toml"), []byte(config), 0o600)
-	}
-	r.server = func(s *site) []string {
-		return []string{daemon, "-c", filepath.Join(s.state, "config.toml"), "-l", "error"}
-	}
-	client := func(s *site, args ...string) []string { return append([]string{ctr, "-a", s.socket}, args...) }
-	r.ready = func(ctx context.Context, s *site) error {
-		if err := listening(ctx, s); err != nil {
-			return err
-		}
-		return poll(ctx, s.server, func() error { // it listens before it can answer
-			_, err := runQuiet(ctx, "", ctr, "-a", s.socket, "version")
-			return err
-		})
-	}
-	r.mount = func(ctx context.Context, s *site, q request) error {
-		if err := os.MkdirAll(q.rootfs(), 0o700); err != nil {
-			return err
-		}
-		_, err := s.run(ctx, client(s, "images", "mount", "--snapshotter", snapshotter, "--rw", q.reference, q.rootfs()))
-		return err
-	}
-	r.ask = func(ctx context.Context, s *site, q request) error {
-		if _, err := s.run(ctx, client(s, "images", "pull", "--plain-http", "--snapshotter", snapshotter, q.reference)); err != nil {
-			return err
-		}
-		return r.mount(ctx, s, q)
-	}
-	return r, nil
-}
-
 // podman pulls into a storage of its own and mounts a read-only image, as root.
 func (r *Rival) podman(ctx context.Context) (*Rival, error) {
 	podman, err := find("podman")

@@ -29,6 +29,7 @@ type Options struct {
 	Timeout     time.Duration // of one run; 0 is DefaultTimeout
 	MemoryLimit int64         // of the run's control group; 0 is none
 	Work        string        // directory for sites; its file system is what is measured
+	ProfileDir  string        // for pprof files; "": memory is not profiled
 	Program     string        // version of this program
 	Say         func(format string, args ...any)
 	Log         *slog.Logger
@@ -75,6 +76,9 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 		o.Modes = []string{Individual, Continuous}
 	}
 	h := &harness{Options: o, registries: map[string]*registry{}}
+	if o.ProfileDir != "" && !slices.ContainsFunc(o.Rivals, func(r *Rival) bool { return r.Kind == profiled }) {
+		return nil, ErrNoProfile
+	}
 	if err := h.chooseImages(); err != nil {
 		return nil, err
 	}
@@ -186,6 +190,9 @@ func (h *harness) runAll(ctx context.Context) error {
 		h.report.Runs = append(h.report.Runs, run)
 		h.sayRun(i+1, len(jobs), &run)
 	}
+	if h.ProfileDir != "" {
+		return h.profiles(ctx)
+	}
 	return nil
 }
 
@@ -239,8 +246,8 @@ func (h *harness) request(s *site, i CorpusImage, kind string) (request, error) 
 	return q, os.MkdirAll(q.bundle, 0o700)
 }
 
-// measure starts the server, asks, and takes all figures.
-func (h *harness) measure(ctx context.Context, s *site, j job, registry *registry, r *Run) error {
+// prepare does all that comes before the server starts.
+func (h *harness) prepare(ctx context.Context, s *site, j job) error {
 	for _, i := range j.images {
 		q, err := h.request(s, i, "bundle")
 		if err != nil {
@@ -262,6 +269,14 @@ func (h *harness) measure(ctx context.Context, s *site, j job, registry *registr
 		if err := warm(ctx, filepath.Join(h.Corpus.dir, i.Name)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// measure starts the server, asks, and takes all figures.
+func (h *harness) measure(ctx context.Context, s *site, j job, registry *registry, r *Run) error {
+	if err := h.prepare(ctx, s, j); err != nil {
+		return err
 	}
 	if err := h.startServer(ctx, s, j.rival, r); err != nil {
 		return err
@@ -290,7 +305,7 @@ func (h *harness) measure(ctx context.Context, s *site, j job, registry *registr
 // readyTimeout bounds how long a server may take to answer.
 const readyTimeout = 30 * time.Second
 
-func (h *harness) startServer(ctx context.Context, s *site, rival *Rival, r *Run) error {
+func (h *harness) startServer(ctx context.Context, s *site, rival *Rival, r *Run, extra ...string) error {
 	if rival.server == nil {
 		return nil
 	}
@@ -298,7 +313,7 @@ func (h *harness) startServer(ctx context.Context, s *site, rival *Rival, r *Run
 	defer cancel()
 	begin := time.Now()
 	var err error
-	if s.server, err = s.start(rival.server(s)); err != nil {
+	if s.server, err = s.start(append(rival.server(s), extra...), rival.environment...); err != nil {
 		return err
 	}
 	if err := rival.ready(ctx, s); err != nil {
@@ -328,6 +343,9 @@ func (h *harness) askAll(ctx context.Context, s *site, j job, registry *registry
 				return fmt.Errorf("read a file of %s: %w", i.Name, err)
 			}
 			r.FirstByteSeconds = time.Since(begin).Seconds()
+		}
+		if j.mode == Individual {
+			r.Timeline = drayTimeline(s, j.rival, begin, r.Seconds)
 		}
 		if j.mode == Continuous {
 			if err := unmountBelow(filepath.Join(s.dir, "bundle")); err != nil {

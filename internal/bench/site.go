@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -118,13 +119,22 @@ func (p *process) printed() (string, error) {
 	return string(raw[:n]), nil
 }
 
-// said returns the end of what the program complained of.
+// said returns the end of what the program complained of, without what dray's log
+// says of its progress.
 func (p *process) said() string {
 	raw, err := os.ReadFile(p.log.Name())
 	if err != nil {
 		return ""
 	}
-	return string(raw[max(0, len(raw)-maxSaid):])
+	var complaints strings.Builder
+	for line := range strings.Lines(string(raw)) {
+		var l logLine
+		if json.Unmarshal([]byte(line), &l) != nil || l.Level != "DEBUG" && l.Level != "INFO" {
+			_, _ = complaints.WriteString(line) // never fails
+		}
+	}
+	text := complaints.String()
+	return text[max(0, len(text)-maxSaid):]
 }
 
 // run runs a program to its end.

@@ -28,6 +28,15 @@ func (r *Report) WriteText(w io.Writer, baseline *Report) error {
 		}
 		t.ratios(network)
 	}
+	for i := range r.Profiles {
+		p := &r.Profiles[i]
+		if i == 0 || p.Rival != r.Profiles[i-1].Rival {
+			t.line("\n===== Memory of %s (a run of its own, which does not count) =====", p.Rival)
+		} else {
+			t.line("")
+		}
+		p.text(t)
+	}
 	sticky, _ := t.w.(*stickyWriter)
 	return sticky.err
 }

@@ -29,6 +29,7 @@ type App struct {
 	Stdout        io.Writer // results
 	Stderr        io.Writer // everything else
 	NewProgress   func(kind string, w io.Writer) (Progress, error)
+	StartProfile  func(dir string) (stop func() error, err error) // nil: the service cannot be profiled
 	Globals       Globals
 	settings      settings
 	log           *slog.Logger

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -20,6 +21,7 @@ func (a *App) ServeCommand() *cobra.Command {
 	var options dray.ServeOptions
 	var reply string
 	var noConfig, explain bool
+	var profile string
 	linger := defaultLinger
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -36,10 +38,17 @@ imagepuller did, unless --require-digest=false. Images in files of this machine
 (local://, oci-archive:) are refused unless --allow-local. Sockets may come from systemd; readiness
 is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCodes(dray.KindBusy, dray.KindCorrupt, dray.KindNoSpace),
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			mode, err := guest.ParseReplyMode(reply)
 			if err != nil {
 				return usageError{err}
+			}
+			if profile != "" {
+				stop, startErr := a.StartProfile(profile)
+				if startErr != nil {
+					return startErr
+				}
+				defer func() { err = errors.Join(err, stop()) }()
 			}
 			options.ReplyWith = mode
 			return a.runServe(cmd, options, dray.BundleOptions{NoConfig: noConfig, NoCommand: true, Pull: dray.PullOptions{Fresh: true}}, linger, explain)
@@ -56,6 +65,10 @@ is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCod
 	f.BoolVar(&noConfig, "no-config-json", false, "mount rootfs only, as imagepuller does")
 	f.StringVar(&options.Metrics, "metrics", "", "serve metrics and health on `unix:///path or a loopback address`")
 	f.BoolVar(&explain, "explain", false, "print the memory formula with this machine's numbers")
+	if a.StartProfile != nil {
+		f.StringVar(&profile, "profile", "", "record memory and CPU in `directory`, for dray bench --profile")
+		_ = f.MarkHidden("profile") // it exists
+	}
 	return cmd
 }
 

@@ -88,6 +88,48 @@
     legend(c, found.map((l) => l.rival));
   }
 
+  // a timeline: one row for each stage, then one for each layer
+  const stageColors = { resolve: palette[5], layers: palette[0], sync: palette[7], mount: palette[1], answer: palette[8], layer: palette[3] };
+  function timeline(l, parent) {
+    const spans = l.timeline, c = card(parent, `${l.rival}: ${digits(l.figures.seconds.middle)} s`), box = element("div", undefined, c);
+    const label = (s) => (s.name === "layer" ? `${s.layer.slice(7, 13)} ${show(s.bytes || 0, "B")}` : s.name);
+    const o = base(Math.max(240, c.clientWidth - 34));
+    o.height = 60 + 18 * spans.length;
+    o.cursor = { show: false };
+    o.scales = { x: { time: false, range: [0, Math.max(...spans.map((s) => s.end))] }, y: { range: [-spans.length + 0.5, 0.5] } };
+    o.axes[0].values = (_, v) => v.map((x) => digits(x) + " s");
+    Object.assign(o.axes[1], { size: 120, splits: () => spans.map((_, i) => -i), values: () => spans.map(label), grid: { show: false } });
+    o.series = [{}, { paths: () => null, points: { show: false } }];
+    o.hooks = { draw: [(u) => {
+      const { ctx } = u, row = Math.abs(u.valToPos(1, "y", true) - u.valToPos(0, "y", true));
+      ctx.save();
+      spans.forEach((s, i) => {
+        const left = u.valToPos(s.begin, "x", true);
+        ctx.fillStyle = stageColors[s.name] || palette[8];
+        ctx.fillRect(left, u.valToPos(-i, "y", true) - row * 0.35, Math.max(devicePixelRatio, u.valToPos(s.end, "x", true) - left), row * 0.7);
+      });
+      ctx.restore();
+    }] };
+    const ends = spans.map((s) => s.end).sort((a, b) => a - b);
+    plots.push(new uPlot(o, [ends, ends.map(() => null)], box));
+    c.dataset.spans = JSON.stringify(spans.map((s) => [s.name, s.begin, s.end]));
+  }
+
+  function profile(p, parent) {
+    const c = card(parent, `${p.rival}, ${p.image}`);
+    if (!p.recording) { element("p", p.error, c); return; }
+    const r = p.recording, list = element("dl", undefined, c), mb = (n) => show(n, "B");
+    const row = (title, text, key, value) => { element("dt", title, list); const d = element("dd", text, list); d.dataset.key = key; d.dataset.value = value; };
+    row("Allocated in total", `${mb(r.allocated_bytes)} (${mb(r.allocated_bytes / p.seconds)}/s)`, "allocated_bytes", r.allocated_bytes);
+    row("Calls to allocation functions", `${r.allocations} (${digits(r.allocations / p.seconds)}/s)`, "allocations", r.allocations);
+    row("Temporary allocations", `${r.temporary} (${digits(r.temporary / p.seconds)}/s)`, "temporary", r.temporary);
+    row("Peak heap", `${mb(r.peak_heap_bytes)}, live ${mb(r.peak_live_bytes)}`, "peak_heap_bytes", r.peak_heap_bytes);
+    row("Peak RSS, with the recorder", mb(p.peak_rss_bytes), "peak_rss_bytes", p.peak_rss_bytes);
+    const table = element("table", undefined, c), body = element("tbody", undefined, table);
+    table.className = "sites";
+    (r.peak_sites || []).forEach((s) => { const tr = element("tr", undefined, body); [mb(s.bytes), `× ${s.objects}`, s.place].forEach((x) => element("td", x, tr)); });
+  }
+
   function images() {
     const before = image.value, names = order([...new Set(inGroup().map(name))]);
     image.replaceChildren(...names.map((n) => element("option", n)));
@@ -102,6 +144,10 @@
     figures.forEach((f) => bars(f, byId("charts")));
     series("Memory of all processes", (p) => p.rss, "B", byId("series"));
     series("CPU time used", (p, first) => p.cpu - first.cpu, "s", byId("series"));
+    const drawn = inGroup().filter((l) => name(l) === image.value && l.timeline);
+    byId("stages").hidden = !drawn.length;
+    byId("timelines").replaceChildren();
+    drawn.forEach((l) => timeline(l, byId("timelines")));
   }
 
   // the table
@@ -135,6 +181,8 @@
   let timer;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(draw, 100); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  byId("memory").hidden = !report.profiles;
+  (report.profiles || []).forEach((p) => profile(p, byId("profiles")));
   images();
   draw();
   table();

@@ -1,0 +1,116 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+)
+
+// parallelUnpacks is what containerd 2 is told: max_concurrent_unpacks.
+const parallelUnpacks = 4
+
+// containerd is Debian's or any other containerd, asked through the ctr beside it or
+// on the PATH: [PATH][:SNAPSHOTTER]. Programs beside it, as a mkfs.erofs, come before
+// those of the PATH.
+func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) {
+	path, extra, err := r.split(command)
+	if err != nil {
+		return nil, err
+	}
+	path, snapshotter, _ := strings.Cut(path, ":")
+	if snapshotter == "" {
+		snapshotter = "overlayfs"
+	}
+	daemon, err := find(path)
+	if err != nil {
+		return nil, err
+	}
+	beside := filepath.Dir(daemon)
+	ctr, err := find(filepath.Join(beside, "ctr"))
+	if err != nil {
+		if ctr, err = find("ctr"); err != nil {
+			return nil, err
+		}
+	}
+	r.Path, r.Version = daemon, versionOf(ctx, daemon, "--version")
+	r.environment = append([]string{"PATH=" + beside + string(os.PathListSeparator) + os.Getenv("PATH")}, r.environment...)
+	second := strings.Contains(r.Version, " v2.") || strings.Contains(r.Version, " 2.")
+	if second {
+		r.Version += fmt.Sprintf(", max_concurrent_unpacks = %d", parallelUnpacks)
+	}
+	if len(r.environment) > 1 {
+		r.Version += ", " + strings.Join(r.environment[1:], " ")
+	}
+	r.prepare = func(_ context.Context, s *site, _ request) error {
+		config := firstConfig(s)
+		if second {
+			config = secondConfig(s, snapshotter)
+		}
+		return os.WriteFile(filepath.Join(s.state, "config.toml"), []byte(config), 0o600)
+	}
+	r.server = func(s *site) []string {
+		return append([]string{daemon, "-c", filepath.Join(s.state, "config.toml"), "-l", "error"}, extra...)
+	}
+	r.askContainerd(ctr, snapshotter)
+	return r, nil
+}
+
+// askContainerd asks through ctr.
+func (r *Rival) askContainerd(ctr, snapshotter string) {
+	client := func(s *site, args ...string) []string { return append([]string{ctr, "-a", s.socket}, args...) }
+	r.ready = func(ctx context.Context, s *site) error {
+		if err := listening(ctx, s); err != nil {
+			return err
+		}
+		return poll(ctx, s.server, func() error { // it listens before it can answer
+			_, err := runQuiet(ctx, "", ctr, "-a", s.socket, "version")
+			return err
+		})
+	}
+	r.mount = func(ctx context.Context, s *site, q request) error {
+		if err := os.MkdirAll(q.rootfs(), 0o700); err != nil {
+			return err
+		}
+		_, err := s.run(ctx, client(s, "images", "mount", "--snapshotter", snapshotter, "--rw", q.reference, q.rootfs()))
+		return err
+	}
+	r.ask = func(ctx context.Context, s *site, q request) error {
+		if _, err := s.run(ctx, client(s, "images", "pull", "--plain-http", "--snapshotter", snapshotter, q.reference)); err != nil {
+			return err
+		}
+		if err := r.mount(ctx, s, q); err != nil {
+			return errors.Join(errors.New("it was pulled, and not mounted"), err)
+		}
+		return nil
+	}
+}
+
+// directories is what the configurations of all versions begin with.
+func directories(s *site) string {
+	return "root = " + strconv.Quote(s.store) + "\nstate = " + strconv.Quote(filepath.Join(s.state, "c")) + "\n"
+}
+
+// firstConfig is of containerd 1.
+func firstConfig(s *site) string {
+	return "version = 2\n" + directories(s) + "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = " + strconv.Quote(s.socket) + "\n"
+}
+
+// secondConfig is of containerd 2: parallel unpacking, and the EROFS snapshotter with
+// its differ as its documentation wants them (docs/snapshotters/erofs.md).
+func secondConfig(s *site, snapshotter string) string {
+	config := "version = 3\n" + directories(s) + "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n" +
+		"[grpc]\n  address = " + strconv.Quote(s.socket) + "\n" +
+		"[plugins.'io.containerd.transfer.v1.local']\n  max_concurrent_unpacks = " + strconv.Itoa(parallelUnpacks) + "\n" +
+		"[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux/" + runtime.GOARCH + "\"\n  snapshotter = " + strconv.Quote(snapshotter) + "\n"
+	if snapshotter == "erofs" {
+		config += "  differ = \"erofs\"\n" +
+			"[plugins.'io.containerd.service.v1.diff-service']\n  default = [\"erofs\", \"walking\"]\n" +
+			"[plugins.'io.containerd.differ.v1.erofs']\n  mkfs_options = [\"-T0\", \"--mkfs-time\", \"--sort=none\"]\n"
+	}
+	return config
+}
