@@ -44,6 +44,11 @@ type LayoutReport struct {
 	Reason  string `json:"reason"`
 	EROFS   bool   `json:"erofs"`             // whether the kernel mounts and stacks it
 	Backing string `json:"backing,omitempty"` // through what it reads such layers
+
+	// Verity tells whether the file system holds such layers to what it measured when
+	// they were stored (fs-verity), which each mount compares; NoVerity says why not.
+	Verity   bool   `json:"verity"`
+	NoVerity string `json:"no_verity,omitempty"`
 }
 
 // layouts remembers what the kernel can do.
@@ -61,7 +66,9 @@ func (c *Client) Layouts(ctx context.Context) (LayoutReport, error) {
 		return LayoutReport{}, err
 	}
 	layout, reason := choose(c.options.Layout, support)
-	return LayoutReport{Default: layout, Reason: reason, EROFS: support.Mounts, Backing: support.Backing}, nil
+	return LayoutReport{
+		Default: layout, Reason: reason, EROFS: support.Mounts, Backing: support.Backing, Verity: support.Verity, NoVerity: support.NoVerity,
+	}, nil
 }
 
 // chooseLayout is what the engine asks.
@@ -92,7 +99,11 @@ func choose(asked Layout, support erofs.Support) (Layout, string) {
 		// Two devices for each layer of each mount.
 		return LayoutDir, "EROFS needs loop devices here: " + support.Reason
 	}
-	return LayoutEROFS, "the kernel mounts EROFS from files in this store"
+	reason := "the kernel mounts EROFS from files in this store"
+	if !support.Verity {
+		reason += ", without fs-verity"
+	}
+	return LayoutEROFS, reason
 }
 
 // support asks the kernel, once for each store in each boot.
@@ -102,7 +113,7 @@ func (c *Client) support(ctx context.Context) (erofs.Support, error) {
 }
 
 func (c *Client) findSupport(ctx context.Context) (support erofs.Support, err error) {
-	const fact = "erofs"
+	const fact = "erofs-2" // with fs-verity
 	if userns.Inside() {
 		return erofs.Support{Reason: "the kernel does not mount it in a user namespace"}, nil
 	}

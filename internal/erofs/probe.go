@@ -23,6 +23,9 @@ type Support struct {
 	Backing string `json:"backing"` // through what: [Backing.String]
 	Reason  string `json:"reason"`  // why not, or why not through files
 
+	Verity   bool   `json:"verity"`              // files of the directory can be sealed: [Seal]
+	NoVerity string `json:"no_verity,omitempty"` // why not
+
 	// Passing tells that the reason lies in the moment, not in the kernel: the answer
 	// is not to be remembered.
 	Passing bool `json:"-"`
@@ -44,6 +47,9 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 		return Support{}, fmt.Errorf("probe erofs: %w", err)
 	}
 	s, err := probe(ctx, scratch)
+	if err == nil {
+		err = s.probeVerity(filepath.Join(scratch, "sealed"))
+	}
 	if err = errors.Join(err, os.RemoveAll(scratch)); err != nil {
 		return Support{}, fmt.Errorf("probe erofs: %w", err)
 	}
@@ -72,6 +78,20 @@ func probe(ctx context.Context, dir string) (Support, error) {
 		return Support{Reason: fmt.Sprintf("%v; through loop devices: %v", why, err), Passing: passing || isPassing(err)}, nil
 	}
 	return Support{Mounts: true, Backing: Loop.String(), Reason: why.Error(), Passing: passing}, nil
+}
+
+// probeVerity finds out whether files can be sealed.
+func (s *Support) probeVerity(path string) error {
+	if err := os.WriteFile(path, []byte(probeText), 0o600); err != nil {
+		return err
+	}
+	if _, err := Seal(path); err != nil {
+		s.NoVerity = err.Error()
+		s.Passing = s.Passing || isPassing(err)
+		return nil
+	}
+	s.Verity = true
+	return nil
 }
 
 // isPassing tells whether an error says nothing of what the kernel can do.

@@ -79,7 +79,13 @@ func writeMerged(ctx context.Context, path string, ids []oci.DiffID, layers []*s
 		return record, err
 	}
 	record.SizeBytes, err = x.WriteTo(f)
-	return record, errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return record, err
+	}
+	if record.Verity, err = erofs.Seal(path); errors.Is(err, erofs.ErrNoVerity) {
+		err = nil
+	}
+	return record, err
 }
 
 // mergeIndexes reads the indexes of layers into one. What exceeds its memory is in dir.

@@ -77,7 +77,7 @@ func (s *stack) path(l *store.Layer) (string, error) {
 			return fdPath(fd) + "/.", nil
 		}
 		fd, err := mountLayer(l)
-		if errors.Is(err, erofs.ErrDamaged) {
+		if errors.Is(err, erofs.ErrDamaged) || errors.Is(err, erofs.ErrChanged) {
 			err = fmt.Errorf("%w: %w", store.ErrCorrupt, err)
 		}
 		if err != nil {
@@ -90,12 +90,14 @@ func (s *stack) path(l *store.Layer) (string, error) {
 }
 
 // mountLayer mounts a tar and its index.
-func mountLayer(l *store.Layer) (int, error) { return mountIndex(l.Index(), l) }
+func mountLayer(l *store.Layer) (int, error) { return mountIndex(l.Index(), l.IndexVerity, l) }
 
 // mountIndex mounts an index and the tars of its layers, and attaches them nowhere:
 // through loop devices where the kernel does not take files, as in a store in memory.
-func mountIndex(path string, layers ...*store.Layer) (int, error) {
-	index, err := openFile(path)
+// What the file system measured of the files when they were stored is compared with what
+// it measures of those that are mounted.
+func mountIndex(path, measured string, layers ...*store.Layer) (int, error) {
+	index, err := openSealed(path, measured)
 	if err != nil {
 		return -1, err
 	}
@@ -107,7 +109,7 @@ func mountIndex(path string, layers ...*store.Layer) (int, error) {
 		}
 	}()
 	for _, l := range layers {
-		tar, err := openFile(l.Tar())
+		tar, err := openSealed(l.Tar(), l.TarVerity)
 		if err != nil {
 			return -1, err
 		}
@@ -124,11 +126,16 @@ func mountIndex(path string, layers ...*store.Layer) (int, error) {
 	return fd, err
 }
 
-// openFile opens a file of the store for the kernel: a plain descriptor, see openDir.
-func openFile(path string) (int, error) {
+// openSealed opens a file of the store for the kernel, and compares it with what was
+// measured when it was stored: a plain descriptor, see openDir.
+func openSealed(path, measured string) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if err := erofs.CheckSealed(fd, measured, erofs.Measure); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("%s: %w", path, err)
 	}
 	return fd, nil
 }
@@ -151,7 +158,7 @@ func (m *Mounter) openStack(ctx context.Context, r *Request) (*stack, error) {
 
 // mergedStack is newStack with a single layer: the merged index.
 func (m *Mounter) mergedStack(r *Request) (*stack, error) {
-	fd, err := mountIndex(r.merged.Index(), distinct(r.Layers)...)
+	fd, err := mountIndex(r.merged.Index(), r.merged.Verity, distinct(r.Layers)...)
 	if err != nil {
 		return &stack{}, fmt.Errorf("merged index %s: %w", r.merged.ChainID, err)
 	}

@@ -164,8 +164,23 @@ func Unpack(ctx context.Context, dir string, plain stream.Blocks, limits layer.L
 }
 
 // Index stores a layer below dir as it comes, with an index, and reads plain to
-// its end. After an [erofs.ErrInexpressible] the whole tar is in dir, and no index.
+// its end. Where the file system has fs-verity it holds both to what they are now. After
+// an [erofs.ErrInexpressible] the whole tar is in dir, and no index.
 func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
+	if record, err = index(ctx, dir, id, plain, limits); err != nil {
+		return record, err
+	}
+	for name, measured := range map[string]*string{store.TarName: &record.TarVerity, store.IndexName: &record.IndexVerity} {
+		*measured, err = erofs.Seal(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, erofs.ErrNoVerity) {
+			return record, err
+		}
+	}
+	return record, nil
+}
+
+// index is Index but for what the file system measures.
+func index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
 	tar, err := os.OpenFile(filepath.Join(dir, store.TarName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
 	if err != nil {
 		return record, fmt.Errorf("store tar: %w", err)
