@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	// headerBytes is how much input findBlock looks at from a block's start on:
+	// headerBytes is how much input a finder looks at from a block's start on:
 	// 17 bits, then 19 lengths of 3 bits, read in words of 8 bytes.
 	headerBytes = (17+3*lensCodeSyms)/8 + 1 + 8
 
@@ -14,15 +14,31 @@ const (
 	// have the 13 bits in the word of which the first test is made.
 	searchBits = 48
 
-	// pairSpace is how much of the code length code two lengths take, in units
-	// of its longest codes: the index has 3 bits for each.
-	pairSpace = "\x00\x40\x20\x10\x08\x04\x02\x01\x40\x80\x60\x50\x48\x44\x42\x41\x20\x60\x40\x30\x28\x24\x22\x21\x10\x50\x30\x20\x18\x14\x12\x11\x08\x48\x28\x18\x10\x0c\x0a\x09\x04\x44\x24\x14\x0c\x08\x06\x05\x02\x42\x22\x12\x0a\x06\x04\x03\x01\x41\x21\x11\x09\x05\x03\x02"
+	// A finder looks at so many lengths of the code length code at once.
+	groupLens = 4
+	groupBits = 3 * groupLens
 )
 
-// findBlock returns the first bit in [bit, end) at which a dynamic block that is
+// finder finds blocks. For each group of lengths of the code length code it knows
+// how much of the code they take, in units of its longest codes.
+type finder [1 << groupBits]uint16
+
+func (f *finder) init() {
+	for group := range f {
+		space := uint16(0)
+		for rest := group; rest != 0; rest >>= 3 {
+			if n := rest & 7; n != 0 {
+				space += 1 << (lensCodeBits - n)
+			}
+		}
+		f[group] = space
+	}
+}
+
+// find returns the first bit in [bit, end) at which a dynamic block that is
 // not the last one may start, or -1. It looks no further than at the code length
 // code, and is right about one time in a few hundred.
-func findBlock(in []byte, bit, end int) int {
+func (f *finder) find(in []byte, bit, end int) int {
 	end = min(end, 8*(len(in)-headerBytes-searchBits/8))
 	for bit < end {
 		w := binary.LittleEndian.Uint64(in[bit>>3:])
@@ -33,10 +49,10 @@ func findBlock(in []byte, bit, end int) int {
 		base := bit &^ 7
 		for ; maybe != 0; maybe &= maybe - 1 {
 			at := base + bits.TrailingZeros64(maybe)
-			if at >= end {
-				return -1
-			}
-			if completeLens(in, at) {
+			if f.complete(in, at) {
+				if at >= end {
+					return -1
+				}
 				return at
 			}
 		}
@@ -45,16 +61,13 @@ func findBlock(in []byte, bit, end int) int {
 	return -1
 }
 
-// completeLens reports whether the code length code of the dynamic block at the
+// complete reports whether the code length code of the dynamic block at the
 // bit is complete.
-func completeLens(in []byte, bit int) bool {
+func (f *finder) complete(in []byte, bit int) bool {
 	count := binary.LittleEndian.Uint64(in[bit>>3:]) >> (bit & 7) >> 13 & 15
 	first := bit + 17
 	lens := binary.LittleEndian.Uint64(in[first>>3:]) >> (first & 7)
-	lens &= 1<<(3*(count+4)) - 1
-	space := 0
-	for ; lens != 0; lens >>= 6 {
-		space += int(pairSpace[lens&63])
-	}
-	return space == 1<<lensCodeBits
+	lens &= 1<<(3*(count+4)&63) - 1
+	const mask = 1<<groupBits - 1
+	return f[lens&mask]+f[lens>>groupBits&mask]+f[lens>>(2*groupBits)&mask]+f[lens>>(3*groupBits)&mask]+f[lens>>(4*groupBits)&mask] == 1<<lensCodeBits
 }

@@ -41,6 +41,7 @@ type decoder struct {
 	distTable distTable
 	lazy      bool                            // a run that has output does not read the source again
 	atBlock   func(*output) bool              // asked at each block but a stream's end whether run is to end there; may be nil
+	hasty     bool                            // most headers are not: give up as soon as one cannot be
 	asked     bool                            // it was, for this block
 	lens      [maxLitSyms + maxDistSyms]uint8 // code lengths of the block's header
 }

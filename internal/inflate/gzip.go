@@ -46,14 +46,20 @@ func (s *source) header() error {
 	return noEOF(h.optional(fixed[3]))
 }
 
-// checkMagic returns errMagic if the source is a [bufio.Reader] that does not go
-// on with a gzip header, without taking a byte.
+// checkMagic returns errMagic if the source is a feed or a [bufio.Reader] that does
+// not go on with a gzip header, without taking a byte.
 func (s *source) checkMagic() error {
-	if s.peek == nil {
+	if s.peek == nil && s.feed == nil {
 		return nil
 	}
 	s.release()
-	b, _ := s.peek.Peek(len(gzipMagic)) // what is missing, header finds out
+	var b []byte // what is missing, header finds out
+	if s.feed != nil {
+		b = s.feed.peek(s.base, len(gzipMagic))
+		s.buf = nil // it is asked for again
+	} else {
+		b, _ = s.peek.Peek(len(gzipMagic))
+	}
 	if string(b) != gzipMagic[:len(b)] {
 		return errMagic
 	}

@@ -88,6 +88,7 @@ func (d *decoder) dynamicCodes() error {
 // len(lens), in the code d.lit.
 func (d *decoder) codeLengths(lens []uint8) error {
 	table := d.lensTable()
+	space := 0 // taken by the codes so far, in units of the longest possible
 	for i := 0; i < len(lens); {
 		if d.nbits < lensCodeBits+7 {
 			d.gather()
@@ -108,27 +109,16 @@ func (d *decoder) codeLengths(lens []uint8) error {
 		if sym < 16 {
 			lens[i] = sym
 			i++
+			if d.hasty && sym != 0 && i <= endOfBlock {
+				if space += 1 << (maxCodeBits - sym); space > 1<<maxCodeBits {
+					return d.corrupt()
+				}
+			}
 			continue
 		}
-		count, extra, value := 3, uint(2), uint8(0)
-		switch sym {
-		case 16:
-			if i == 0 {
-				return d.corrupt()
-			}
-			value = lens[i-1]
-		case 17:
-			extra = 3
-		default:
-			count, extra = 11, 7
-		}
-		more, err := d.take(extra)
+		count, value, err := d.repetition(sym, lens, i)
 		if err != nil {
 			return err
-		}
-		count += int(more)
-		if count > len(lens)-i {
-			return d.corrupt()
 		}
 		for range count {
 			lens[i] = value
@@ -137,6 +127,32 @@ func (d *decoder) codeLengths(lens []uint8) error {
 	}
 	d.giveBack()
 	return nil
+}
+
+// repetition reads what follows the symbol sym, which stands for more than one
+// length from lens[i] on: how many, and which.
+func (d *decoder) repetition(sym uint8, lens []uint8, i int) (count int, value uint8, err error) {
+	count, extra := 3, uint(2)
+	switch sym {
+	case 16:
+		if i == 0 {
+			return 0, 0, d.corrupt()
+		}
+		value = lens[i-1]
+	case 17:
+		extra = 3
+	default:
+		count, extra = 11, 7
+	}
+	more, err := d.take(extra)
+	if err != nil {
+		return 0, 0, err
+	}
+	count += int(more)
+	if count > len(lens)-i {
+		return 0, 0, d.corrupt()
+	}
+	return count, value, nil
 }
 
 // lensTable returns the table of the code length code: for the next bits of

@@ -1,336 +1,465 @@
 package inflate
 
 import (
+	"bufio"
 	"errors"
 	"hash/crc32"
 	"io"
 	"runtime"
 	"sync"
 	"time"
+	"unsafe"
 )
 
 const (
-	// DefaultParallelBytes is the memory of a [Parallel] unless it is told.
-	DefaultParallelBytes = 64 << 20
+	// specsPerHelper is how many stretches a helper needs: one that it decodes,
+	// and one whose output is being read.
+	specsPerHelper = 2
 
-	// roundMinBytes is the least input of which a part is worth handing out.
-	roundMinBytes = 1 << 20
+	// HelperBytes is the least memory of a [Parallel] for each of its helpers, besides
+	// [StateBytes]: the stretches, their input, and that of what lies between.
+	HelperBytes = specsPerHelper*(int(unsafe.Sizeof(speculation{}))+2*windowBytes+roomBytes) +
+		2*specsPerHelper*(segmentBytes+tailBytes) + int(unsafe.Sizeof(resolver{}))
 
-	// roundRatio is how much larger output may be than input, in a round.
-	roundRatio = 6
+	// maxScale is how many times that is of use.
+	maxScale = 4
 
-	// roundBehindBytes is how much of a round's input lies behind the last
-	// stretch, for the block in which it ends.
-	roundBehindBytes = 128 << 10
+	segmentBytes, tailBytes, roomBytes = 128 << 10, 64 << 10, 1280 << 10 // of smallSizes
 
-	// leadStart is, and leadMin and leadMax bound, how much more of the input the serial decoder
-	// gets than each speculation, and leadBusy is a lead that only cores which
-	// are busy with other things explain.
-	leadStart, leadMin, leadMax, leadBusy = 1.5, 1.0, 4.0, 3.0
+	// MaxHelpers is how many are of use: output is resolved and summed by the
+	// caller, which can do it for about as many.
+	MaxHelpers = 7
 
-	// pauseRounds is for how many rounds' worth of input nothing is handed out
-	// after that was of no use.
-	pauseRounds = 8
+	// warmUpBytes of input are decoded before helpers are asked for, and
+	// pauseBytes before they are again, once they were of no use.
+	warmUpBytes = 1 << 20
+	pauseBytes  = 16 << 20
+
+	// maxMisses is how many stretches in a row may be of no use.
+	maxMisses = 6
 )
+
+// sizes are those of the parts into which a [Parallel] divides its input: the larger,
+// the less of each is spent on finding its start, and in front of where the window is
+// known.
+type sizes struct {
+	segment int // input between the starts of two stretches that are decoded apart: a few blocks
+	tail    int // how far behind its end a stretch may look, for the block in which it ends
+	room    int // output of a stretch, twice what is decoded without a window; it ends early where there is no more
+}
+
+// sizesIn returns those that fit into the memory of a helper.
+func sizesIn(helperBytes int) sizes {
+	scale := min(max(1, helperBytes/HelperBytes), maxScale)
+	return sizes{segment: scale * segmentBytes, tail: tailBytes, room: scale * roomBytes}
+}
+
+// Cores lends cores, and the memory that goes with them, to whoever decodes one
+// stream on several. Its methods are called by the goroutine that reads.
+type Cores interface {
+	// Take takes a core if there is one that nobody needs.
+	Take() bool
+
+	// Wanted reports whether a core that was taken is needed elsewhere.
+	Wanted() bool
+
+	// Give gives one back that was taken.
+	Give()
+}
 
 // ParallelOptions are how a [Parallel] works.
 type ParallelOptions struct {
-	// Workers is the number of goroutines that decode at a time, the caller's
-	// included; 0 stands for GOMAXPROCS, and 1 turns speculation off.
-	Workers int
+	// Helpers is the largest number of goroutines that decode besides the
+	// caller's, at most [MaxHelpers]; 0 stands for GOMAXPROCS less 1.
+	Helpers int
 
-	// MemoryBytes bounds the buffers; 0 stands for [DefaultParallelBytes]. It
-	// is what makes rounds large: below 1 MiB for each worker there are none.
-	MemoryBytes int
+	// HelperBytes is the memory for each of them, at least [HelperBytes]; 0 stands for
+	// that.
+	HelperBytes int
+
+	// Cores is asked for each helper, and for as long as it is; nil: they are
+	// there.
+	Cores Cores
 }
 
-// Parallel inflates one gzip stream on several cores, in rounds. In each one,
-// the caller's goroutine decodes the first part of the input as usual, while
-// others search for a block in a later part each, and decode from there with
-// the window left open. Where the serial decoder then comes to that block, it
-// takes their output, resolves what came from the window, and goes on behind
-// it. Output, verdict and checksums are those of [Reader]: speculation that does
-// not meet the serial decoder at a block is dropped.
-//
-// No goroutine outlives the call of Read or WriteTo. A Parallel belongs to one
-// goroutine at a time.
-type Parallel struct {
-	r       *Reader
-	src     io.Reader
-	in      []byte // room for a round's input
-	room    []byte // room for a round's output
-	pending []byte // output that was not read yet
-	specs   []*speculation
-	res     *resolver
+// ParallelStats tells what became of the stretches that a [Parallel] has handed
+// out.
+type ParallelStats struct {
+	Helpers   int   // most at a time
+	Stretches int64 // handed out
+	Used      int64 // of which the output was
+	Bytes     int64 // of output, in those
+}
 
-	base     int64 // offset of the buffer in the input
-	target   int   // the bit at which the serial decoder stops
-	lead     float64
-	ratio    float64 // output per input of the last round
-	roundOut int64   // output in front of the round
-	pause    int64   // input offset up to which there is no round
+// Parallel inflates one gzip stream on several cores. While the caller's
+// goroutine decodes as usual, helpers search for a block in the input further on,
+// and decode from there with the window left open. Where the serial decoder then
+// comes to that block, it takes their output, resolves what came from the window,
+// and goes on behind it. Output, verdict and checksums are those of [Reader]: what
+// does not meet the serial decoder at a block is dropped.
+//
+// It is [Reader] while there is nothing to be gained: in front of a stream, where
+// no blocks are found, where the source or whoever reads is slower than one core,
+// and when Cores has none.
+//
+// Close ends its goroutines and waits for them. A Parallel belongs to one goroutine
+// at a time.
+type Parallel struct {
+	r     *Reader
+	src   *bufio.Reader
+	cores Cores
+	most  int // helpers
+	sizes sizes
+
+	helpers int // cores taken
+	feed    *feed
+	idle    []*speculation
+	out     []*speculation // handed out, in the order of the input
+	current *speculation   // whose output is being read
+	res     *resolver
+	running sync.WaitGroup
+	target  int64 // bit of the input where the serial decoder is to stop
+
+	next   int64         // where the next stretch to be handed out starts
+	inRow  int           // stretches handed out that follow each other
+	lead   int           // how far behind its start a helper begins with a segment
+	misses int           // stretches in a row that were of no use
+	resume int64         // input offset from which on helpers are asked for
+	pace   pace          // who waits for whom
+	stats  ParallelStats // so far
+
+	patient bool // tests: helpers are always busy, and always waited for
 }
 
 var (
 	_ io.ReadCloser = (*Parallel)(nil)
-	_ io.WriterTo   = (*Parallel)(nil)
 
 	// errTarget ends a run of the serial decoder.
 	errTarget = errors.New("inflate stream: target reached")
 )
 
 // NewParallel returns a reader of the gzip stream src. It does no I/O. Of src,
-// it may take bytes past the stream.
+// it may take bytes past the stream: see Behind.
 func NewParallel(src io.Reader, opts ParallelOptions) *Parallel {
-	workers := opts.Workers
-	if workers <= 0 {
-		workers = runtime.GOMAXPROCS(0)
+	most := opts.Helpers
+	if most <= 0 {
+		most = runtime.GOMAXPROCS(0) - 1
 	}
-	memory := opts.MemoryBytes
-	if memory <= 0 {
-		memory = DefaultParallelBytes
+	in, ok := src.(*bufio.Reader)
+	if !ok {
+		in = bufio.NewReaderSize(src, inputBytes)
 	}
-	src = struct{ io.Reader }{src} // a bufio.Reader is read like any other
-	p := &Parallel{r: NewReader(src), src: src, lead: leadStart, ratio: 3}
-	// For each byte of input: itself, its output, and that again in 3 bytes in
-	// each of the stretches.
-	spec := workers - 1
-	perRound := 1 + roundRatio + 3*roundRatio*spec/workers
-	inBytes := (memory - spec*(1<<18) - 1<<18) / (perRound + 1)
-	if spec == 0 || inBytes < workers*roundMinBytes/2 {
-		return p
-	}
-	p.in = make([]byte, inBytes)
-	p.room = make([]byte, roundRatio*inBytes)
-	p.res = new(resolver)
-	for range spec {
-		p.specs = append(p.specs, newSpeculation(roundRatio*inBytes/workers))
-	}
-	return p
+	return &Parallel{r: NewReader(in), src: in, cores: opts.Cores, most: min(most, MaxHelpers), sizes: sizesIn(opts.HelperBytes), resume: warmUpBytes}
 }
+
+// Stats returns what helpers have done so far.
+func (p *Parallel) Stats() ParallelStats { return p.stats }
+
+// InputOffset is as [Reader.InputOffset].
+func (p *Parallel) InputOffset() int64 { return p.r.InputOffset() }
+
+// Behind returns what follows the last member, after [ErrTrailing]. It is used
+// before Close.
+func (p *Parallel) Behind() io.Reader {
+	return &behind{s: &p.r.st.src}
+}
+
+type behind struct{ s *source }
 
 // Read implements [io.Reader].
-func (p *Parallel) Read(b []byte) (int, error) {
-	if len(p.pending) == 0 && p.due() {
-		p.round()
+func (b *behind) Read(p []byte) (int, error) {
+	if b.s.pos == len(b.s.buf) {
+		if err := b.s.fill(); err != nil {
+			return 0, err
+		}
 	}
-	if len(p.pending) > 0 {
-		n := copy(b, p.pending)
-		p.pending = p.pending[n:]
-		return n, nil
-	}
-	return p.r.Read(b)
+	n := copy(p, b.s.buf[b.s.pos:])
+	b.s.pos += n
+	return n, nil
 }
 
-// WriteTo implements [io.WriterTo]. It saves the copy that Read makes.
-func (p *Parallel) WriteTo(w io.Writer) (int64, error) {
-	var written int64
-	var own []byte
+// Read implements [io.Reader]. It may return less than there is room for.
+func (p *Parallel) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	p.pace.enter()
+	defer p.pace.leave()
 	for {
-		if len(p.pending) == 0 && p.due() {
-			p.round()
+		if p.current != nil {
+			return p.take(b), nil
 		}
-		out := p.pending
-		p.pending = nil
-		var err error
-		if len(out) == 0 {
-			if own == nil {
-				own = make([]byte, 2*DirectBytes)
+		p.plan()
+		n, err := p.r.Read(b)
+		if p.r.start == p.r.end {
+			switch {
+			case errors.Is(p.r.err, errTarget):
+				p.r.err, err = nil, nil
+				p.arrive()
+			case p.r.err != nil:
+				p.stop()
 			}
-			var n int
-			n, err = p.r.Read(own)
-			out = own[:n]
 		}
-		n, writeErr := w.Write(out)
-		written += int64(n)
-		switch {
-		case writeErr != nil:
-			return written, writeErr
-		case errors.Is(err, io.EOF):
-			return written, nil
-		case err != nil:
-			return written, err
+		if n > 0 || err != nil {
+			return n, err
 		}
 	}
 }
 
 // Close gives the memory back. It does not close the source.
 func (p *Parallel) Close() error {
-	p.in, p.room, p.pending, p.specs, p.res = nil, nil, nil, nil, nil
+	p.stop()
+	p.feed, p.current = nil, nil
 	return p.r.Close()
 }
 
-// due reports whether the next output is to come from a round: behind a whole
-// window, with nothing left to read of what was decoded before.
-func (p *Parallel) due() bool {
+// plan hands out stretches, if that is of use.
+func (p *Parallel) plan() {
 	r := p.r
-	return p.in != nil && r.err == nil && r.st != nil && r.inMember && r.start == r.end &&
-		r.window == windowBytes && r.st.src.offset() >= p.pause
-}
-
-// round decodes some input on all cores. Its output, if any, is pending after.
-func (p *Parallel) round() {
-	n, more := p.load()
-	if n < roundMinBytes {
-		p.pause = p.base + int64(n)
+	if r.st == nil || r.err != nil || r.start != r.end || p.most < 1 {
 		return
 	}
-	p.plan(n, more)
-	p.roundOut = p.r.out
-	var running sync.WaitGroup
-	done := make([]chan struct{}, len(p.specs))
-	for i, s := range p.specs {
-		done[i] = make(chan struct{})
-		running.Go(func() {
-			defer close(done[i])
-			s.run()
-		})
+	if r.st.src.feed == nil {
+		p.feed = nil
 	}
-	h, r := &p.r.st.history, p.r
-	out := output{buf: p.room, ext: h[r.end-r.window : r.end]}
-	r.st.lazy = false
-	r.st.atBlock = func(*output) bool { return r.st.src.base != p.base || r.st.bit() >= p.target }
-	r.boundary = func(*output) error { return errTarget }
-
-	began := time.Now()
-	var first time.Duration // to the first stretch
-	used := 0
-	for i, s := range p.specs {
-		reached := p.serial(&out, 8*s.from)
-		if i == 0 {
-			first = time.Since(began)
+	offset := r.st.src.offset()
+	switch {
+	case p.helpers == 0:
+		if offset < p.resume || !r.inMember || r.st.src.feed != nil || !p.begin(offset) {
+			return
 		}
-		<-done[i]
-		if reached && s.start >= 0 {
-			reached = p.serial(&out, s.start)
-			if reached && r.st.bit() == s.start && p.accept(&out, s) {
-				used++
-			}
-		}
-		if !reached {
-			break
-		}
+	case p.misses >= maxMisses, p.cores != nil && p.cores.Wanted():
+		p.stop()
+		p.resume = offset + pauseBytes
+		return
 	}
-	running.Wait()
-	r.st.atBlock, r.boundary = nil, nil
-	r.keepWindow(out.buf[:out.pos])
-	p.pending = out.buf[:out.pos]
-	p.learn(n, used, first)
+	p.hire()
+	s := &r.st.src
+	s.seek(offset)
+	_, _ = s.feed.at(offset) // leaves segments behind before others are read
+	if p.pace.wantsHelp() || p.patient {
+		p.handOut(offset)
+	}
+	p.aim()
 }
 
-// load reads a round's input behind what is on hand of it. It returns its size,
-// and whether there may be more.
-func (p *Parallel) load() (n int, more bool) {
-	s := &p.r.st.src
-	n = copy(p.in, s.buf[s.pos:])
-	s.base += int64(s.pos)
-	for empty := 0; n < len(p.in) && s.err == nil; {
-		var m int
-		m, s.err = p.src.Read(p.in[n:])
-		n += m
-		if empty++; m > 0 {
-			empty = 0
-		} else if empty == maxEmptyReads && s.err == nil {
-			s.err = io.ErrNoProgress
-		}
-	}
-	s.buf, s.pos = p.in[:n], 0
-	p.base = s.base
-	return n, s.err == nil
-}
-
-// plan divides n bytes of input.
-func (p *Parallel) plan(n int, more bool) {
-	if more {
-		n -= roundBehindBytes
-	}
-	n = min(n, int(float64(len(p.room))*0.9/p.ratio))
-	size := int(float64(n) / (p.lead + float64(len(p.specs))))
-	for i, s := range p.specs {
-		s.in = p.r.st.src.buf
-		s.to = n - (len(p.specs)-1-i)*size
-		s.from = s.to - size
-	}
-}
-
-// learn sets how the next round is planned, and whether there is one soon.
-func (p *Parallel) learn(n, used int, first time.Duration) {
-	if consumed := p.r.st.src.offset() - p.base; consumed > 0 {
-		p.ratio = max(1, float64(p.r.out-p.roundOut)/float64(consumed))
-	}
-	var slowest time.Duration
-	for _, s := range p.specs {
-		slowest = max(slowest, s.took)
-	}
-	from, size := p.specs[0].from, p.specs[0].to-p.specs[0].from
-	lead := float64(slowest) / float64(max(first, 1)) * float64(from) / float64(size)
-	p.lead = min(leadMax, max(leadMin, (p.lead+lead)/2))
-	if used == 0 || p.lead > leadBusy {
-		p.pause = p.base + int64(pauseRounds*n)
-		p.lead = leadStart
-	}
-}
-
-// serial decodes to the first block that starts at the bit of in or behind. It
-// returns false if it did not get there: the stream or the room has ended, or an
-// error is set.
-func (p *Parallel) serial(out *output, bit int) bool {
-	p.target = bit
-	p.r.st.asked = false // there was another target when it was
-	for {
-		err := p.r.decode(out, false)
-		if err != nil {
-			if errors.Is(err, errTarget) {
-				return p.r.st.src.base == p.base
-			}
-			p.r.err = err
-			return false
-		}
-		if out.pos >= len(out.buf)-outSlack {
-			return false
-		}
-	}
-}
-
-// accept appends the output of s, whose start is where the serial decoder is,
-// and moves that to its end. It returns false if it cannot.
-func (p *Parallel) accept(out *output, s *speculation) bool {
-	r := p.r
-	size := s.nWide + s.nPlain
-	if r.window != windowBytes || size > len(out.buf)-outSlack-out.pos {
+// begin makes what the first helper needs.
+func (p *Parallel) begin(offset int64) bool {
+	if p.cores != nil && !p.cores.Take() {
+		p.resume = offset + segmentBytes
 		return false
 	}
-	var window [windowBytes]byte
-	out.tail(window[:])
-	p.res.set(&window)
-	wide := s.wide[windowBytes : windowBytes+s.nWide]
-	to := out.buf[out.pos : out.pos+size]
-
-	sums := make([]uint32, len(p.specs)+1)
-	piece := len(wide)/len(sums) + 1
-	var running sync.WaitGroup
-	for i := range sums {
-		part := wide[min(len(wide), i*piece):min(len(wide), (i+1)*piece)]
-		b := to[min(len(wide), i*piece):][:len(part)]
-		work := func() {
-			p.res.resolve(b, part)
-			sums[i] = crc32.ChecksumIEEE(b)
-		}
-		if i < len(sums)-1 {
-			running.Go(work)
-		} else {
-			work()
-		}
+	s := &p.r.st.src
+	s.release()
+	p.helpers, p.misses, p.lead = 1, 0, 0
+	p.feed = &feed{
+		src: &pacedSource{r: p.src, pace: &p.pace}, segmentSize: p.sizes.segment, tailSize: p.sizes.tail,
+		start: s.base, leaving: p.leaving,
 	}
-	copy(to[s.nWide:], s.plain[windowBytes:windowBytes+s.nPlain])
-	running.Wait()
-	for i, sum := range sums {
-		r.sum = combineCRC(r.sum, sum, min(len(wide), (i+1)*piece)-min(len(wide), i*piece))
-	}
-	r.sum = combineCRC(r.sum, s.sumPlain, s.nPlain)
-	r.size += int64(size)
-	r.out += int64(size)
-	out.pos += size
-	r.st.goTo(s.end)
+	p.feed.load()
+	p.next, p.inRow = s.base+int64(p.sizes.segment), 0
+	s.feed = p.feed
+	p.res = new(resolver)
+	p.pace.reset()
+	p.employ()
 	return true
+}
+
+// hire takes more cores if there are any.
+func (p *Parallel) hire() {
+	for p.helpers < p.most && (p.cores == nil || p.cores.Take()) {
+		p.helpers++
+		p.employ()
+	}
+}
+
+// employ makes what a helper needs.
+func (p *Parallel) employ() {
+	p.stats.Helpers = max(p.stats.Helpers, p.helpers)
+	for range specsPerHelper {
+		p.idle = append(p.idle, newSpeculation(p.sizes.room))
+	}
+}
+
+// stop ends all helpers and gives cores and memory back, but for the input that is
+// on hand.
+func (p *Parallel) stop() {
+	for _, s := range p.out {
+		s.revoke()
+	}
+	p.running.Wait()
+	if p.feed != nil {
+		p.feed.closed = true
+		p.feed.free = nil
+	}
+	p.idle, p.out, p.res = nil, nil, nil
+	for ; p.helpers > 0; p.helpers-- {
+		if p.cores != nil {
+			p.cores.Give()
+		}
+	}
+	p.aim()
+}
+
+// handOut gives helpers the stretches behind the segment in which the serial
+// decoder is. In a row there are as many as helpers, then one for the serial decoder.
+func (p *Parallel) handOut(offset int64) {
+	size := int64(p.sizes.segment)
+	own := p.feed.start + (offset-p.feed.start)/size*size
+	if p.next <= own {
+		p.next, p.inRow = own+size, 0
+	}
+	for len(p.out) < p.helpers*specsPerHelper {
+		s := p.unemployed()
+		if s == nil {
+			return
+		}
+		if p.inRow == p.helpers {
+			p.next, p.inRow = p.next+size, 0
+		}
+		in := p.feed.segment(p.next)
+		if len(in) < p.sizes.segment {
+			return
+		}
+		s.prepare(in, p.next, p.lead, p.sizes.segment)
+		p.out = append(p.out, s)
+		p.stats.Stretches++
+		p.next += size
+		p.inRow++
+		p.running.Go(s.run)
+	}
+}
+
+// unemployed returns a speculation that nobody uses, nil if there is none.
+func (p *Parallel) unemployed() *speculation {
+	for i, s := range p.idle {
+		if s.free() {
+			p.idle = append(p.idle[:i], p.idle[i+1:]...)
+			return s
+		}
+	}
+	return nil
+}
+
+// aim makes the serial decoder stop where the next stretch may start.
+func (p *Parallel) aim() {
+	r := p.r
+	if len(p.out) == 0 {
+		if r.st != nil {
+			r.st.atBlock, r.boundary = nil, nil
+		}
+		return
+	}
+	p.target = p.out[0].target
+	r.st.atBlock = func(*output) bool { return r.st.absoluteBit() >= p.target }
+	r.boundary = func(*output) error { return errTarget }
+}
+
+// absoluteBit returns the place of the next bit in the input.
+func (d *decoder) absoluteBit() int64 { return 8*d.src.offset() - int64(d.nbits) }
+
+// leaving drops what was handed out of segments in front of end, because the
+// serial decoder has gone past them within one block.
+func (p *Parallel) leaving(end int64) {
+	for len(p.out) > 0 && p.out[0].offset < end {
+		p.out[0].revoke()
+		p.drop()
+	}
+}
+
+// drop puts the next stretch that was handed out back.
+func (p *Parallel) drop() {
+	p.idle = append(p.idle, p.out[0])
+	p.out = p.out[1:]
+	p.misses++
+}
+
+// arrive looks what there is for the block at which the serial decoder has
+// stopped.
+func (p *Parallel) arrive() {
+	if len(p.out) == 0 {
+		return
+	}
+	s := p.out[0]
+	if !p.patient && s.state.CompareAndSwap(specWaiting, specRevoked) { // its helper has not even begun
+		p.drop()
+		return
+	}
+	select {
+	case <-s.done:
+		p.lead = max(0, p.lead-p.sizes.segment/64)
+	default:
+		began := time.Now()
+		<-s.done
+		p.pace.helperLate(time.Since(began))
+		p.lead = min(p.sizes.segment/2, p.lead+p.sizes.segment/32)
+	}
+	at := p.r.st.absoluteBit()
+	switch start := 8*s.offset + int64(s.start); {
+	case s.start < 0 || start < at || p.r.window != windowBytes:
+		p.drop()
+	case start > at:
+		s.target = start
+	default:
+		p.accept(s)
+	}
+}
+
+// accept makes the output of s, whose start is where the serial decoder is, the next
+// to be read, and moves that to its end.
+func (p *Parallel) accept(s *speculation) {
+	r := p.r
+	p.out = p.out[1:]
+	p.current = s
+	p.misses = 0
+	p.stats.Used++
+	p.stats.Bytes += int64(s.size())
+
+	window := (*[windowBytes]byte)(r.st.history[r.end-windowBytes : r.end])
+	p.res.set(window)
+	var end [windowBytes]byte
+	n := copy(end[windowBytes-min(windowBytes, len(s.plain)):], s.plain[max(0, len(s.plain)-windowBytes):])
+	rest := end[:windowBytes-n]
+	m := min(len(rest), len(s.wide))
+	p.res.resolve(rest[len(rest)-m:], s.wide[len(s.wide)-m:])
+	copy(rest[:len(rest)-m], window[m+n:])
+	copy(r.st.history[:windowBytes], end[:])
+	r.start, r.end = windowBytes, windowBytes
+
+	bit := 8*s.offset + int64(s.end)
+	r.st.src.seek(bit / 8)
+	r.st.begin()
+	if bit%8 != 0 {
+		_, _ = r.st.take(uint(bit % 8)) // cannot fail: s has had that byte
+	}
+}
+
+// take moves output of the current stretch to b.
+func (p *Parallel) take(b []byte) int {
+	r, s := p.r, p.current
+	n := 0
+	for n < len(b) && len(s.wide) > 0 {
+		part := s.wide[:min(len(s.wide), len(b)-n, chunkBytes)]
+		s.wide = s.wide[len(part):]
+		to := b[n : n+len(part)]
+		p.res.resolve(to, part)
+		r.sum = crc32.Update(r.sum, crc32.IEEETable, to)
+		n += len(part)
+	}
+	if len(s.wide) == 0 && s.sumPlain != 0 {
+		r.sum = combineCRC(r.sum, s.sumPlain, len(s.plain))
+		s.sumPlain = 0
+	}
+	if len(s.wide) == 0 {
+		m := copy(b[n:], s.plain)
+		s.plain = s.plain[m:]
+		n += m
+	}
+	r.size += int64(n)
+	r.out += int64(n)
+	if s.size() == 0 {
+		p.current = nil
+		p.idle = append(p.idle, s)
+	}
+	return n
 }

@@ -1,13 +1,19 @@
 package inflate
 
 import (
+	"bufio"
 	"bytes"
+	"compress/gzip"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -33,72 +39,284 @@ func parallelInputs(tb testing.TB) map[string][]byte {
 	}
 }
 
+// tinySizes make a few hundred kilobytes enough for all that can happen.
+var tinySizes = sizes{segment: 3000, tail: 2000, room: 200 << 10}
+
 func TestParallelMatchesReader(t *testing.T) {
 	t.Parallel()
 	for name, in := range parallelInputs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			serial := NewReader(bytes.NewReader(in))
-			want, wantErr := readWith(serial, 1<<20, 1<<30)
-			allWorkers := []int{1, 2, 5}
+			small := sizesIn(0)
+			sameParallel(t, in, small, 1, 128<<10)
 			if testing.Short() {
-				allWorkers = []int{3}
+				return
 			}
-			for _, workers := range allWorkers {
-				p := NewParallel(bytes.NewReader(in), ParallelOptions{Workers: workers, MemoryBytes: 32 << 20})
-				got, err := readWith(p, 1<<20, 1<<30)
-				if !bytes.Equal(got, want) {
-					t.Errorf("%d workers: output differs: %d bytes, want %d", workers, len(got), len(want))
-				}
-				if verdict(err) != verdict(wantErr) || errors.Is(err, ErrTrailing) != errors.Is(wantErr, ErrTrailing) {
-					t.Errorf("%d workers: %v, want %v", workers, err, wantErr)
-				}
-				if err := p.Close(); err != nil {
-					t.Fatal(err)
-				}
-				p = NewParallel(bytes.NewReader(in), ParallelOptions{Workers: workers, MemoryBytes: 32 << 20})
-				var b bytes.Buffer
-				n, err := p.WriteTo(&b)
-				if !bytes.Equal(b.Bytes(), want) || n != int64(len(want)) {
-					t.Errorf("%d workers, WriteTo: output differs", workers)
-				}
-				if verdict(err) != verdict(wantErr) {
-					t.Errorf("%d workers, WriteTo: %v, want %v", workers, err, wantErr)
-				}
-				_ = p.Close()
-			}
-			_ = serial.Close()
+			sameParallel(t, in, small, 3, 128<<10)
+			sameParallel(t, in, sizesIn(4*HelperBytes), 2, 300<<10)
+			sameParallel(t, in, sizes{segment: 20_000, tail: 50_000, room: 300_000}, 2, 3000)
 		})
 	}
 }
 
-// TestRoundsUseSpeculation checks that speculation meets the serial decoder.
-func TestRoundsUseSpeculation(t *testing.T) {
-	t.Parallel()
-	in := compress(t, generate("binary", 24<<20, 6), 6)
-	p := NewParallel(bytes.NewReader(in), ParallelOptions{Workers: 2, MemoryBytes: 64 << 20})
-	rounds, used := 0, 0
-	buf := make([]byte, 1<<20)
-	for {
-		before := p.base
-		_, err := p.Read(buf)
-		if p.base != before {
-			rounds++
-			if s := p.specs[0]; s.start >= 0 && p.pause <= p.base {
-				used++
+// parallelOf returns a Parallel that hands out all it can from the start on.
+func parallelOf(src io.Reader, parts sizes, helpers int, cores Cores) *Parallel {
+	p := NewParallel(src, ParallelOptions{Helpers: helpers, Cores: cores})
+	p.resume, p.patient, p.sizes = 0, true, parts
+	return p
+}
+
+// sameParallel compares a Parallel with a Reader.
+func sameParallel(t *testing.T, in []byte, parts sizes, helpers, readBytes int) ParallelStats {
+	t.Helper()
+	serial := NewReader(bufio.NewReader(bytes.NewReader(in)))
+	want, wantErr := readWith(serial, 1<<20, 1<<30)
+	defer func() { _ = serial.Close() }()
+	var stats ParallelStats
+	for name, src := range map[string]io.Reader{
+		"bufio":  bufio.NewReaderSize(bytes.NewReader(in), 32<<10),
+		"pieces": &pieces{in: in, size: 10_000, eof: true},
+	} {
+		p := parallelOf(src, parts, helpers, nil)
+		got, err := readWith(p, readBytes, 1<<30)
+		about := fmt.Sprintf("%s, %+v, %d helpers, reads of %d", name, parts, helpers, readBytes)
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: output differs: %d bytes, want %d", about, len(got), len(want))
+		}
+		if verdict(err) != verdict(wantErr) || errors.Is(err, ErrTrailing) != errors.Is(wantErr, ErrTrailing) {
+			t.Errorf("%s: %v, want %v", about, err, wantErr)
+		}
+		if _, again := p.Read(make([]byte, 10)); !errors.Is(again, err) {
+			t.Errorf("%s: %v, then %v", about, err, again)
+		}
+		if got, want := p.InputOffset(), serial.InputOffset(); got != want && (errors.Is(err, io.EOF) || errors.Is(err, ErrTrailing)) {
+			t.Errorf("%s: consumed %d bytes, want %d", about, got, want)
+		}
+		if errors.Is(err, ErrTrailing) {
+			behind, err := io.ReadAll(p.Behind())
+			if err != nil || !bytes.Equal(behind, in[serial.InputOffset():]) {
+				t.Errorf("%s: %d bytes behind, want %d, %v", about, len(behind), len(in)-int(serial.InputOffset()), err)
 			}
 		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
+		stats = p.Stats()
+		if err := p.Close(); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := p.Read(make([]byte, 10)); !errors.Is(err, ErrClosed) {
+			t.Errorf("%s: after Close: %v", about, err)
+		}
 	}
-	if used == 0 {
-		t.Errorf("no speculation was used in %d rounds", rounds)
+	return stats
+}
+
+// TestParallelDamaged compares on streams that were mutated, cut, put one behind the
+// other, and followed by what is no stream.
+func TestParallelDamaged(t *testing.T) {
+	t.Parallel()
+	rounds := 60
+	if testing.Short() {
+		rounds = 12
 	}
-	_ = p.Close()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			rng := rand.New(rand.NewPCG(21, 22))
+			used := int64(0)
+			for range rounds {
+				var in []byte
+				for range 1 + rng.IntN(3) {
+					in = append(in, compressBlocks(t, generate(kind, 1+rng.IntN(400_000), rng.Uint64()), []int{-2, 0, 1, 6, 9}[rng.IntN(5)], 500+rng.IntN(20_000))...)
+				}
+				if rng.IntN(2) == 0 {
+					for range 1 + rng.IntN(3) {
+						in[rng.IntN(len(in))] ^= 1 << rng.IntN(8)
+					}
+				}
+				switch rng.IntN(5) {
+				case 0:
+					in = in[:rng.IntN(len(in))]
+				case 1:
+					in = append(in, make([]byte, rng.IntN(9000))...)
+				case 2:
+					in = append(in, "\x1f\x8bgarbage"[rng.IntN(3):]...)
+				}
+				parts := tinySizes
+				if rng.IntN(3) == 0 {
+					parts = sizes{segment: 1 + rng.IntN(20_000), tail: 1 + rng.IntN(9000), room: 100_000 + rng.IntN(100_000)}
+				}
+				used += sameParallel(t, in, parts, 1+rng.IntN(3), 1+rng.IntN(200_000)).Used
+			}
+			if used == 0 && kind != "random" && kind != "zeros" { // of which there are no blocks to be found
+				t.Error("nothing was decoded apart")
+			}
+		})
+	}
+}
+
+// compressBlocks is compress with a block for each so many bytes of data.
+func compressBlocks(tb testing.TB, data []byte, level, blockBytes int) []byte {
+	tb.Helper()
+	var b bytes.Buffer
+	w, err := gzip.NewWriterLevel(&b, level)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for part := range slices.Chunk(data, blockBytes) {
+		if _, err := w.Write(part); err != nil {
+			tb.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func FuzzParallel(f *testing.F) {
+	for _, kind := range kinds {
+		in := compressBlocks(f, generate(kind, 150_000, 5), 6, 5000)
+		f.Add(in, uint16(3000), uint16(0))
+		f.Add(append(bytes.Clone(in), in...), uint16(1000), uint16(500))
+	}
+	f.Fuzz(func(t *testing.T, in []byte, segment, cut uint16) {
+		in = in[:max(0, len(in)-int(cut))]
+		parts := tinySizes
+		parts.segment = max(200, int(segment))
+		sameParallel(t, in, parts, 2, 50_000)
+	})
+}
+
+// lender is Cores that are wanted back after so many questions.
+type lender struct {
+	out, most, asked, wantedAfter int
+}
+
+func (l *lender) Take() bool {
+	if l.out == l.most {
+		return false
+	}
+	l.out++
+	l.asked = 0
+	return true
+}
+
+func (l *lender) Wanted() bool {
+	l.asked++
+	return l.asked > l.wantedAfter
+}
+
+func (l *lender) Give() { l.out-- }
+
+// A core that is wanted elsewhere is given back, and taken again later; none are kept
+// at the end, in the middle, or after an error.
+func TestParallelGivesCoresBack(t *testing.T) {
+	t.Parallel()
+	want := generate("binary", 3<<20, 6)
+	in := compressBlocks(t, want, 6, 5000)
+	for _, cores := range []*lender{{most: 1, wantedAfter: 1 << 30}, {most: 2, wantedAfter: 3}, {most: 0}} {
+		p := parallelOf(bytes.NewReader(in), tinySizes, 3, cores)
+		var got []byte
+		b := make([]byte, 20_000)
+		for {
+			n, err := p.Read(b)
+			got = append(got, b[:n]...)
+			if p.helpers == 0 {
+				p.resume = 0
+			}
+			if p.helpers != cores.out || cores.out > cores.most {
+				t.Fatalf("%d helpers, %d cores of %d", p.helpers, cores.out, cores.most)
+			}
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Error("output differs")
+		}
+		if cores.out != 0 {
+			t.Errorf("%d cores were kept", cores.out)
+		}
+		if used := p.Stats().Used; used > 0 != (cores.most > 0) {
+			t.Errorf("with %d cores %d stretches were used", cores.most, used)
+		}
+		_ = p.Close()
+	}
+}
+
+// Close ends helpers wherever the reader is, and gives all memory back.
+func TestParallelCloses(t *testing.T) {
+	t.Parallel()
+	in := compressBlocks(t, generate("text", 2<<20, 6), 6, 5000)
+	for reads := range 12 {
+		cores := &lender{most: 2, wantedAfter: 1 << 30}
+		p := parallelOf(bytes.NewReader(in), tinySizes, 2, cores)
+		for range reads {
+			if _, err := p.Read(make([]byte, 100_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(p.Close(), p.Close()); err != nil {
+			t.Error(err)
+		}
+		if cores.out != 0 || p.feed != nil || p.idle != nil || p.out != nil || p.res != nil || p.current != nil {
+			t.Errorf("after %d reads: %d cores, %+v", reads, cores.out, p)
+		}
+	}
+}
+
+// A source or a caller that is slower than one core gets no help.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for name, step := range map[string]struct {
+			spend func(p *pace)
+			want  bool
+		}{
+			"decoding": {func(*pace) { time.Sleep(paceWindow) }, true},
+			"caller":   {func(p *pace) { p.leave(); time.Sleep(paceWindow); p.enter() }, false},
+			"source": {func(p *pace) {
+				_, _ = (&pacedSource{r: slow{}, pace: p}).Read(nil)
+			}, false},
+			"helpers": {func(p *pace) { time.Sleep(paceWindow); p.helperLate(paceWindow) }, false},
+		} {
+			var p pace
+			p.reset()
+			step.spend(&p)
+			if got := p.wantsHelp(); got != step.want {
+				t.Errorf("%s: %v, want %v", name, got, step.want)
+			}
+			if got := p.wantsHelp(); got != step.want {
+				t.Errorf("%s, again at once: %v, want %v", name, got, step.want)
+			}
+			time.Sleep(paceWindow)
+			if !p.wantsHelp() {
+				t.Errorf("%s: never again", name)
+			}
+		}
+	})
+}
+
+type slow struct{}
+
+func (slow) Read([]byte) (int, error) {
+	time.Sleep(paceWindow)
+	return 0, nil
+}
+
+// TestSpeculationIsUsed checks that speculation meets the serial decoder.
+func TestSpeculationIsUsed(t *testing.T) {
+	t.Parallel()
+	in := compress(t, generate("binary", 24<<20, 6), 6)
+	stats := sameParallel(t, in, sizesIn(0), 1, 128<<10)
+	if stats.Used < stats.Stretches/2 {
+		t.Errorf("of %d stretches %d were used", stats.Stretches, stats.Used)
+	}
 }
 
 func TestWideLoopsAgree(t *testing.T) {
@@ -178,25 +396,36 @@ func layers(b *testing.B) map[string][]byte {
 	return inputs
 }
 
-// BenchmarkParallel inflates layers, each four times over, serially and on two
-// cores.
+// BenchmarkParallel inflates layers, each four times over, serially and with
+// helpers, as many as there are cores besides.
 func BenchmarkParallel(b *testing.B) {
 	inputs := layers(b)
 	for name, in := range inputs {
 		in = bytes.Repeat(in, 4)
-		for _, workers := range []int{1, 2} {
-			b.Run(name+"/"+[]string{"", "serial", "two"}[workers], func(b *testing.B) {
-				for b.Loop() {
-					p := NewParallel(bytes.NewReader(in), ParallelOptions{Workers: workers})
-					n, err := p.WriteTo(io.Discard)
-					if err != nil {
-						b.Fatal(err)
-					}
-					b.SetBytes(n)
-					_ = p.Close()
+		b.Run(name+"/serial", func(b *testing.B) {
+			for b.Loop() {
+				r := NewReader(bufio.NewReaderSize(bytes.NewReader(in), 32<<10))
+				n, err := discard(r, make([]byte, 128<<10))
+				if err != nil {
+					b.Fatal(err)
 				}
-			})
-		}
+				b.SetBytes(int64(n))
+				_ = r.Close()
+			}
+		})
+		b.Run(name+"/parallel", func(b *testing.B) {
+			for b.Loop() {
+				p := NewParallel(bufio.NewReaderSize(bytes.NewReader(in), 32<<10), ParallelOptions{})
+				n, err := discard(p, make([]byte, 128<<10))
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(int64(n))
+				b.ReportMetric(100*float64(p.stats.Bytes)/float64(n), "%helped")
+				b.ReportMetric(float64(p.stats.Stretches-p.stats.Used), "unused")
+				_ = p.Close()
+			}
+		})
 	}
 }
 
@@ -204,30 +433,28 @@ func BenchmarkParallel(b *testing.B) {
 // the core time per byte of output of decoding a stretch without its window, and
 // of resolving it.
 func BenchmarkSpeculation(b *testing.B) {
-	const stretch = 2 << 20
 	inputs := layers(b)
 	for name, in := range inputs {
 		in = in[:min(len(in), 16<<20)]
 		b.Run(name, func(b *testing.B) {
-			s := newSpeculation(roundRatio * stretch)
+			s := newSpeculation(roomBytes)
 			res := new(resolver)
-			out := make([]byte, roundRatio*stretch)
+			out := make([]byte, roomBytes)
 			var decode, resolve time.Duration
 			wide, total := 0, 0
 			for b.Loop() {
-				for from := 1 << 20; from+stretch+roundBehindBytes < len(in); from += stretch {
-					s.in, s.from, s.to = in, from, from+stretch
+				for from := 1 << 20; from+segmentBytes+tailBytes < len(in); from += segmentBytes {
+					s.prepare(in[from:from+segmentBytes+tailBytes], int64(from), 0, segmentBytes)
 					before := cpuTime(b)
 					s.run()
 					between := cpuTime(b)
-					v := s.wide[windowBytes : windowBytes+s.nWide]
-					res.resolve(out[:len(v)], v)
-					crc32.ChecksumIEEE(out[:len(v)])
-					copy(out[len(v):], s.plain[windowBytes:windowBytes+s.nPlain])
+					res.resolve(out[:len(s.wide)], s.wide)
+					crc32.ChecksumIEEE(out[:len(s.wide)])
+					copy(out[len(s.wide):], s.plain)
 					decode += between - before
 					resolve += cpuTime(b) - between
-					wide += s.nWide
-					total += s.nWide + s.nPlain
+					wide += len(s.wide)
+					total += s.size()
 				}
 			}
 			if total == 0 {
@@ -257,7 +484,9 @@ func TestFindBlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := 0
-	for bit := findBlock(in, 0, 8*len(in)); bit >= 0; bit = findBlock(in, bit+1, 8*len(in)) {
+	f := new(finder)
+	f.init()
+	for bit := f.find(in, 0, 8*len(in)); bit >= 0; bit = f.find(in, bit+1, 8*len(in)) {
 		candidates[bit] = true
 		found++
 	}

@@ -21,7 +21,8 @@ type source struct {
 	r    io.Reader
 	peek *bufio.Reader     // r, if it is one: its buffer is used in place
 	own  *[inputBytes]byte // the buffer for any other source
-	buf  []byte            // bytes on hand: part of own, or of the buffer of peek
+	feed *feed             // where input comes from while it is set
+	buf  []byte            // bytes on hand: part of own, of the buffer of peek, or of a segment
 	pos  int               // consumed of buf
 	base int64             // offset of buf[0] in the input
 	err  error             // what r returned along with the bytes on hand
@@ -41,6 +42,14 @@ func (s *source) offset() int64 {
 // returns [io.EOF] only if r is at its end.
 func (s *source) fill() error {
 	s.release()
+	if s.feed != nil {
+		var err error
+		s.buf, err = s.feed.at(s.base)
+		if err != errDrained { //nolint:errorlint // our own, never wrapped
+			return err
+		}
+		s.feed = nil
+	}
 	if s.peek != nil {
 		if _, err := s.peek.Peek(1); err != nil {
 			return err
@@ -68,13 +77,18 @@ func (s *source) fill() error {
 // reader of it starts right after our last byte.
 func (s *source) release() {
 	s.base += int64(s.pos)
-	if s.peek != nil {
+	if s.peek != nil && s.feed == nil {
 		// Cannot fail: pos bytes are buffered.
 		_, _ = s.peek.Discard(s.pos)
 		s.buf, s.pos = nil, 0
 		return
 	}
 	s.buf, s.pos = s.buf[s.pos:], 0
+}
+
+// seek goes to the offset, which must be in the feed.
+func (s *source) seek(offset int64) {
+	s.base, s.buf, s.pos = offset, nil, 0
 }
 
 // readByte consumes one byte. At the end of the source it returns [io.EOF].

@@ -5,45 +5,71 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
-	"time"
+	"sync/atomic"
+	"unsafe"
+)
+
+// What a speculation is doing. It is claimed by whoever is the first to change it
+// from waiting.
+const (
+	specWaiting int32 = iota
+	specRunning
+	specRevoked
 )
 
 // speculation decodes a stretch of a stream from the first block found in it,
 // without what is in front of it.
 type speculation struct {
-	d     decoder
-	in    []byte // the input, of which only [from, to) is searched for a start
-	from  int
-	to    int      // it ends at the first block that starts here or behind
-	wide  []uint16 // room for output with an unknown window, behind one of its places
-	plain []byte   // room for output behind that, behind its window
+	d      decoder
+	finder finder
+	room   []uint16 // the elements that stand for the window, then room for output
+	offset int64    // of in, in the input
+	in     []byte   // the input, of which only [from, to) is searched for a start
+	from   int
+	to     int   // it ends at the first block that starts here or behind
+	target int64 // bit of the input at which the serial decoder is to look whether it is done
 
-	start, end    int           // bits of in: the first block, and the first one not decoded; start is -1 if there is none
-	nWide, nPlain int           // output between them
-	sumPlain      uint32        // CRC-32 of the plain output
-	took          time.Duration // of run
-	plainPos      int           // where plain output ends, while it decodes
+	state   atomic.Int32
+	stopped atomic.Bool   // what it finds is not wanted any more
+	done    chan struct{} // closed when the run has ended
+
+	start, end int      // bits of in: the first block, and the first one not decoded; start is -1 if there is none
+	wide       []uint16 // output with an unknown window
+	plain      []byte   // output behind that
+	sumPlain   uint32   // CRC-32 of it
+	plainPos   int      // where plain output ends, while it decodes
 }
 
-// newSpeculation returns one with room for the given output of each kind.
-func newSpeculation(outBytes int) *speculation {
-	s := &speculation{
-		wide:  make([]uint16, windowBytes+outBytes+outSlack),
-		plain: make([]byte, windowBytes+outBytes+outSlack),
-	}
+// newSpeculation returns one with room for the given bytes of output, and for
+// half of it as long as the window is unknown.
+func newSpeculation(roomBytes int) *speculation {
+	s := &speculation{room: make([]uint16, windowBytes+roomBytes/2)}
 	for i := range windowBytes {
-		s.wide[i] = uint16(unresolved + i)
+		s.room[i] = uint16(unresolved + i)
 	}
 	s.d.atBlock = s.atBlock
+	s.finder.init()
+	s.d.hasty = true
 	return s
 }
 
-// run finds a start and decodes. It needs nothing from outside but in.
+// prepare makes it one of the input in, which has the offset.
+func (s *speculation) prepare(in []byte, offset int64, from, to int) {
+	s.in, s.offset, s.from, s.to = in, offset, from, to
+	s.target = 8 * (offset + int64(from))
+	s.start, s.wide, s.plain, s.sumPlain = -1, nil, nil, 0
+	s.state.Store(specWaiting)
+	s.stopped.Store(false)
+	s.done = make(chan struct{})
+}
+
+// run finds a start and decodes.
 func (s *speculation) run() {
-	began := time.Now()
-	defer func() { s.took = time.Since(began) }()
-	s.start, s.nWide, s.nPlain, s.sumPlain = -1, 0, 0, 0
-	for bit := findBlock(s.in, 8*s.from, 8*s.to); bit >= 0; bit = findBlock(s.in, bit+1, 8*s.to) {
+	defer close(s.done)
+	if !s.state.CompareAndSwap(specWaiting, specRunning) {
+		return
+	}
+	for bit := s.finder.find(s.in, 8*s.from, 8*s.to); bit >= 0 && !s.stopped.Load(); bit = s.finder.find(s.in, bit+1, 8*s.to) {
 		s.d.startAt(s.in, bit)
 		s.decode()
 		if s.end > bit {
@@ -52,6 +78,30 @@ func (s *speculation) run() {
 		}
 	}
 }
+
+// revoke makes sure that it does not run, or not much longer.
+func (s *speculation) revoke() {
+	s.stopped.Store(true)
+	if !s.state.CompareAndSwap(specWaiting, specRevoked) {
+		<-s.done
+	}
+}
+
+// free reports whether nothing runs any more.
+func (s *speculation) free() bool {
+	if s.done == nil {
+		return true
+	}
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// size returns how much output there is.
+func (s *speculation) size() int { return len(s.wide) + len(s.plain) }
 
 // startAt makes a block that starts at the bit of in the next to be decoded.
 func (d *decoder) startAt(in []byte, bit int) {
@@ -75,12 +125,13 @@ func (d *decoder) bit() int {
 // it counted.
 func (s *speculation) decode() {
 	pos := windowBytes
+	clean := pos // there is nothing unresolved from here to pos, as far as was looked
 	for {
-		s.end, s.nWide = s.d.bit(), pos-windowBytes
-		if s.end >= 8*s.to {
+		s.end, s.wide = s.d.bit(), s.room[windowBytes:pos]
+		if s.end >= 8*s.to || s.stopped.Load() {
 			return
 		}
-		if s.nWide >= windowBytes && resolved(s.wide[pos-windowBytes:pos]) {
+		if clean = resolvedFrom(s.room, clean, pos); pos-clean >= windowBytes {
 			s.decodePlain(pos)
 			return
 		}
@@ -100,20 +151,20 @@ func (s *speculation) wideBlock(pos int) (int, bool) {
 	case stageStored:
 		size := s.d.storedLeft
 		rest := s.d.src.buf[s.d.src.pos:]
-		if size > len(rest) || size > len(s.wide)-pos {
+		if size > len(rest) || size > len(s.room)-pos {
 			return pos, false
 		}
 		for i, b := range rest[:size] {
-			s.wide[pos+i] = uint16(b)
+			s.room[pos+i] = uint16(b)
 		}
 		s.d.src.pos += size
 		s.d.stage = stageBlock
 		return pos + size, true
 	case stageCodes:
-		if len(s.d.src.buf)-s.d.src.pos < inSlack || len(s.wide)-pos < outSlack {
+		if len(s.d.src.buf)-s.d.src.pos < inSlack || len(s.room)-pos < outSlack {
 			return pos, false
 		}
-		pos, result := s.d.wide(s.wide, pos)
+		pos, result := s.d.wide(s.room, pos)
 		s.d.stage = stageBlock
 		return pos, result == fastEnd
 	default:
@@ -121,12 +172,17 @@ func (s *speculation) wideBlock(pos int) (int, bool) {
 	}
 }
 
-// decodePlain goes on from pos of wide as usual, now that the window is known.
+// decodePlain goes on behind pos of the room as usual, now that the window is
+// known: as bytes, with a window of bytes in front.
 func (s *speculation) decodePlain(pos int) {
-	for i, v := range s.wide[pos-windowBytes : pos] {
-		s.plain[i] = byte(v)
+	room := asBytes(s.room[pos:])
+	if len(room) < windowBytes+chunkBytes {
+		return
 	}
-	out := output{buf: s.plain, pos: windowBytes}
+	for i, v := range s.room[pos-windowBytes : pos] {
+		room[i] = byte(v)
+	}
+	out := output{buf: room, pos: windowBytes}
 	s.plainPos = windowBytes
 	for {
 		// However it ends: what counts is the last block that atBlock saw.
@@ -134,24 +190,30 @@ func (s *speculation) decodePlain(pos int) {
 			break
 		}
 	}
-	s.nPlain = s.plainPos - windowBytes
-	s.sumPlain = crc32.ChecksumIEEE(s.plain[windowBytes:s.plainPos])
+	s.plain = room[windowBytes:s.plainPos]
+	s.sumPlain = crc32.ChecksumIEEE(s.plain)
 }
 
 // atBlock remembers the block that starts, and ends the run behind the stretch.
 func (s *speculation) atBlock(out *output) bool {
 	s.end, s.plainPos = s.d.bit(), out.pos
-	return s.end >= 8*s.to
+	return s.end >= 8*s.to || s.stopped.Load()
 }
 
-// resolved reports whether there are but bytes in v.
-func resolved(v []uint16) bool {
-	for _, e := range v {
-		if e >= unresolved {
-			return false
+// asBytes returns the memory of v.
+func asBytes(v []uint16) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 2*len(v)) //nolint:gosec // exactly that memory
+}
+
+// resolvedFrom returns the first place of v[from:to] behind which there are but
+// bytes, up to to.
+func resolvedFrom(v []uint16, from, to int) int {
+	for i := to; i > from; i-- {
+		if v[i-1] >= unresolved {
+			return i
 		}
 	}
-	return true
+	return from
 }
 
 // resolver maps an element of speculative output to its byte.
