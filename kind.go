@@ -6,11 +6,15 @@ import (
 	"syscall"
 
 	"dray/internal/bundle"
+	"dray/internal/convert"
+	"dray/internal/estargz"
 	"dray/internal/layer"
 	"dray/internal/mount"
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/pull"
+	"dray/internal/record"
+	"dray/internal/records"
 	"dray/internal/registry"
 	"dray/internal/repo"
 	"dray/internal/store"
@@ -50,16 +54,16 @@ func KindOf(err error) Kind {
 		sentinels []error
 	}{
 		{KindDenied, []error{ErrNeedsDigest}},
-		{KindUnverified, []error{stream.ErrMismatch, layer.ErrFormat, oci.ErrManifest, stream.ErrTooLarge}},
+		{KindUnverified, []error{stream.ErrMismatch, layer.ErrFormat, estargz.ErrFormat, estargz.ErrDisagree, record.ErrFormat, record.ErrTooLarge, oci.ErrManifest, stream.ErrTooLarge}},
 		{KindCorrupt, []error{store.ErrCorrupt, store.ErrVersion}},
 		{KindNoSpace, []error{store.ErrNoSpace, syscall.ENOSPC, syscall.EDQUOT}},
 		{KindBusy, []error{store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
-		{KindNotFound, []error{registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, mount.ErrNotMounted, bundle.ErrUser}},
-		{KindUsage, []error{repo.ErrTarget, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
+		{KindNotFound, []error{registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, records.ErrNone, mount.ErrNotMounted, bundle.ErrUser}},
+		{KindUsage, []error{repo.ErrTarget, convert.ErrOptions, ErrForm, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
-		{KindOther, []error{pull.ErrUnsupported, ErrLayout}},
+		{KindOther, []error{pull.ErrUnsupported, convert.ErrUnsupported, estargz.ErrUnsupported, ErrLayout}},
 	} {
 		for _, sentinel := range k.sentinels {
 			if errors.Is(err, sentinel) {

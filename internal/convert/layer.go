@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dray/internal/estargz"
+	"dray/internal/inspect"
 	"dray/internal/oci"
 	"dray/internal/stream"
 )
@@ -147,7 +148,7 @@ func (r *run) reusable(ctx context.Context, j *job) (bool, error) {
 	if !r.o.Reuse || len(j.paths) > 0 || r.o.Uncompressed {
 		return false, nil
 	}
-	reader := openTOC(ctx, r.source, j.source, r.o.Limits)
+	reader := inspect.Trusted(ctx, r.source, j.source, r.o.Limits)
 	if reader == nil || reader.Format() != r.o.Format {
 		return false, nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"dray/internal/inspect"
 	"dray/internal/record"
 	"dray/internal/repo"
 	"dray/internal/stream"
@@ -23,25 +24,32 @@ const whiteoutPrefix = ".wh."
 
 // order finds what comes first in each layer of an image.
 func (i *image) order(ctx context.Context, source *repo.Repository, o *Options) error {
-	names := make([]iter.Seq2[record.Name, error], len(i.document.Layers))
-	for n, d := range i.document.Layers {
-		names[n] = func(func(record.Name, error) bool) {}
-		if !isForeign(d) {
-			names[n] = namesOf(ctx, source, d, o.Limits)
-		}
-	}
 	var entries []record.Entry
 	var missing []string
 	var err error
 	if o.Order != nil {
-		entries, err = o.Order(ctx, i.manifest)
-		i.asked = len(entries)
-	} else {
-		i.asked = len(o.Globs)
-		entries, missing, err = expand(ctx, o, names)
+		if entries, err = o.Order(ctx, i.manifest); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
+	names := make([]iter.Seq2[record.Name, error], len(i.document.Layers))
+	wanted := record.ContentSizes(entries)
+	for n, d := range i.document.Layers {
+		names[n] = func(func(record.Name, error) bool) {}
+		if !isForeign(d) {
+			names[n] = inspect.Names(ctx, source, d, o.Limits, wanted)
+		}
+	}
+	i.asked = len(entries)
+	if o.Order == nil {
+		i.asked = len(o.Globs)
+		if entries, missing, err = expand(ctx, o, names); err != nil {
+			return err
+		}
+	}
+	if len(entries) == 0 {
+		i.plan = &record.Plan{Layers: make([]record.LayerPlan, len(names)), Missing: missing}
+		return nil
 	}
 	if i.plan, err = record.Apply(entries, names); err != nil {
 		return fmt.Errorf("apply record to %s: %w", i.manifest.Digest, err)

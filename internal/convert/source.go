@@ -2,15 +2,10 @@ package convert
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"iter"
 
-	"dray/internal/estargz"
 	"dray/internal/layer"
 	"dray/internal/oci"
-	"dray/internal/record"
 	"dray/internal/repo"
 	"dray/internal/stream"
 )
@@ -81,59 +76,4 @@ func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.count(n)
 	return n, err
-}
-
-// namesOf returns the names of a layer's entries: from its TOC where the manifest
-// vouches for one, else from its tar.
-func namesOf(ctx context.Context, source *repo.Repository, d oci.Descriptor, l layer.Limits) iter.Seq2[record.Name, error] {
-	return func(yield func(record.Name, error) bool) {
-		if r := openTOC(ctx, source, d, l); r != nil {
-			defer func() { _ = r.Close() }()
-			for e := range r.Entries() {
-				if !estargz.IsMeta(e.Name) && !yield(record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size}, nil) {
-					return
-				}
-			}
-			return
-		}
-		if err := tarNames(ctx, source, d, l, yield); err != nil {
-			yield(record.Name{}, err)
-		}
-	}
-}
-
-// openTOC returns a reader of a layer that is seekable, or nil: then its tar says
-// the same, at a greater price.
-func openTOC(ctx context.Context, source *repo.Repository, d oci.Descriptor, l layer.Limits) *estargz.Reader {
-	hints, err := estargz.ParseHints(d.Annotations)
-	if err != nil || hints.TOCDigest == "" && hints.ManifestChecksum == "" {
-		return nil
-	}
-	r, err := estargz.Open(source.BlobAt(ctx, d), d.Size, estargz.OpenOptions{Hints: hints, Limits: estargz.Limits{Layer: l}})
-	if err != nil {
-		return nil
-	}
-	return r
-}
-
-func tarNames(ctx context.Context, source *repo.Repository, d oci.Descriptor, l layer.Limits, yield func(record.Name, error) bool) error {
-	t, err := openTar(ctx, source, d, "", l, nil)
-	if err != nil {
-		return fmt.Errorf("read layer %s: %w", d.Digest, err)
-	}
-	defer func() { _ = t.Close() }()
-	tar := layer.NewTar(stream.NewSlicer(t, plainBlockBytes), l)
-	for {
-		e, err := tar.Next()
-		if errors.Is(err, io.EOF) {
-			_, err = tar.Drain()
-			return err
-		}
-		if err != nil {
-			return fmt.Errorf("read layer %s: %w", d.Digest, err)
-		}
-		if !estargz.IsMeta(e.Name) && !yield(record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size}, nil) {
-			return nil
-		}
-	}
 }
