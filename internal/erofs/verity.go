@@ -33,7 +33,7 @@ func Seal(path string) (measured string, err error) {
 	}
 	defer func() { _ = f.Close() }()
 	arg := unix.FsverityEnableArg{Version: 1, Hash_algorithm: veritySHA256, Block_size: uint32(os.Getpagesize())} // Linux before 6.3 takes no other size
-	err = ioctl(int(f.Fd()), unix.FS_IOC_ENABLE_VERITY, unsafe.Pointer(&arg)) //nolint:gosec // the kernel reads the struct, which is its own
+	err = ioctl(int(f.Fd()), unix.FS_IOC_ENABLE_VERITY, unsafe.Pointer(&arg))                                     //nolint:gosec // the kernel reads the struct, which is its own
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return "", fmt.Errorf("seal %s: %w", path, verityError(err))
 	}
