@@ -50,6 +50,7 @@ Every flag is also a key of the settings file and a DRAY_ variable: see
 		app.ServeCommand(),
 		newStoreCommand(app),
 		newImageCommand(app),
+		newRecordCommand(app),
 		newRegistryCommand(app),
 		newDemoCommand(app),
 		newBenchCommand(app),

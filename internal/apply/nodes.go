@@ -228,7 +228,7 @@ func (a *applier) node(d *openedDir, base string, e *layer.Entry) error {
 		a.result.Devices++
 	}
 	if e.Type == layer.Char && e.Major == 0 && e.Minor == 0 {
-		a.result.Whiteouts++ // overlayfs takes it for one
+		a.result.Whiteouts++                                               // overlayfs takes it for one
 		if err := a.setOverlayXattr(d.fd, overlayOrigin, ""); err != nil { // as in makeWhiteout
 			return err
 		}

@@ -99,7 +99,7 @@ func readFrom(ctx context.Context, image *inspect.Image, o Options) (*Result, er
 func fromImage(ctx context.Context, image *inspect.Image, o Options) (*Result, error) {
 	d, err := record.LayerOf(image.Manifest)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNone, err)
+		return nil, fmt.Errorf("%w: %v", ErrNone, err) //nolint:errorlint // it is not malformed, but something else
 	}
 	if d.Size > maxBlobBytes {
 		return nil, fmt.Errorf("read record image: its layer has %d bytes, the limit is %d: %w", d.Size, maxBlobBytes, ErrNone)
@@ -130,7 +130,7 @@ func readLayer(ctx context.Context, r *repo.Repository, d oci.Descriptor, o Opti
 		return nil, drained
 	}
 	if errors.Is(err, record.ErrNoFile) {
-		return nil, fmt.Errorf("%w: %w", ErrNone, err)
+		return nil, fmt.Errorf("%w: %v", ErrNone, err) //nolint:errorlint // as above
 	}
 	return rec, err
 }
