@@ -3,6 +3,7 @@ package inflate
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"runtime"
@@ -86,9 +87,24 @@ type ParallelOptions struct {
 // out.
 type ParallelStats struct {
 	Helpers   int   // most at a time
+	Refused   bool  // Cores had none, or wanted one back
 	Stretches int64 // handed out
 	Used      int64 // of which the output was
 	Bytes     int64 // of output, in those
+}
+
+// String says on how many cores, and why not on more.
+func (s ParallelStats) String() string {
+	switch {
+	case s.Stretches > 0:
+		return fmt.Sprintf("on %d cores: %d bytes of output from %d of %d stretches decoded apart", s.Helpers+1, s.Bytes, s.Used, s.Stretches)
+	case s.Helpers > 0:
+		return "on one core: it was not what everything waited for"
+	case s.Refused:
+		return "on one core: no other was idle"
+	default:
+		return "on one core: small"
+	}
 }
 
 // Parallel inflates one gzip stream on several cores. While the caller's
@@ -228,9 +244,14 @@ func (p *Parallel) plan() {
 		if offset < p.resume || !r.inMember || r.st.src.feed != nil || !p.begin(offset) {
 			return
 		}
-	case p.misses >= maxMisses, p.cores != nil && p.cores.Wanted():
+	case p.misses >= maxMisses:
 		p.stop()
 		p.resume = offset + pauseBytes
+		return
+	case p.cores != nil && p.cores.Wanted():
+		p.stats.Refused = true
+		p.stop()
+		p.resume = offset + segmentBytes
 		return
 	}
 	p.hire()
@@ -246,6 +267,7 @@ func (p *Parallel) plan() {
 // begin makes what the first helper needs.
 func (p *Parallel) begin(offset int64) bool {
 	if p.cores != nil && !p.cores.Take() {
+		p.stats.Refused = true
 		p.resume = offset + segmentBytes
 		return false
 	}

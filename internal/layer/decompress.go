@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"dray/internal/inflate"
 )
 
 // Compression says how a layer is stored.
@@ -43,6 +45,15 @@ type Options struct {
 	// The decoder holds the largest window that a frame of this layer has asked
 	// for, from the frame's start, and less than 1 MiB besides.
 	MaxWindowBytes int64
+
+	// Cores lends cores, and the memory that goes with each, for gzip to be inflated
+	// on several; nil: it is inflated by whoever reads.
+	Cores inflate.Cores
+
+	// MaxHelpers is how many of them are taken, HelperBytes the memory that goes with
+	// each: see [inflate.ParallelOptions]. They count only where there are Cores.
+	MaxHelpers  int
+	HelperBytes int
 }
 
 // inputBytes is the size of the buffer between the source and the decoder. Large
@@ -100,7 +111,7 @@ func Decompress(src io.Reader, o Options) (*Decompressor, error) {
 	}
 	switch d.compression {
 	case Gzip:
-		d.codec = newGzip(in)
+		d.codec = newGzip(in, &o)
 	case Zstd:
 		d.codec, err = newZstd(in, o.MaxWindowBytes)
 	case Uncompressed:
@@ -152,6 +163,15 @@ func describe(head []byte) string {
 
 // Compression tells how the layer is stored.
 func (d *Decompressor) Compression() Compression { return d.compression }
+
+// Inflated says on how many cores gzip was inflated so far, and why not on more; ""
+// for other layers.
+func (d *Decompressor) Inflated() string {
+	if g, ok := d.codec.(*gzipReader); ok {
+		return g.inflated()
+	}
+	return ""
+}
 
 // Read implements [io.Reader]. It returns io.EOF only after src has, so that
 // whatever verifies src has then spoken. Errors: those of src, [ErrFormat], a

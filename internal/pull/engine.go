@@ -42,7 +42,7 @@ type Options struct {
 	// [store.LayoutEROFS] cannot express is stored in [store.LayoutDir].
 	Layout func(context.Context) (layout, reason string, err error)
 
-	Decompress layer.Options // limits
+	Decompress layer.Options // limits, and the memory of cores that help; Cores are the engine's
 	Tar        layer.Limits
 	Apply      apply.Options // form of whiteouts, limits; Journal is the engine's
 
@@ -70,6 +70,7 @@ type Engine struct {
 	flights map[oci.DiffID]*flight
 	queue   []*flight // those without a slot, in order
 	busy    int       // slots taken
+	lent    int       // cores of free slots that help to inflate other layers
 	closed  bool
 }
 
@@ -93,11 +94,15 @@ func New(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Engine{
+	e := &Engine{
 		options: o,
 		log:     o.Log,
 		flights: map[oci.DiffID]*flight{},
-	}, nil
+	}
+	if helpers := min(o.Workers, runtime.GOMAXPROCS(0)) - 1; helpers > 0 {
+		e.options.Decompress.Cores, e.options.Decompress.MaxHelpers = lentCores{e}, helpers
+	}
+	return e, nil
 }
 
 func orDefault[T int | int64](v, byDefault T) T {

@@ -36,8 +36,9 @@ type LayerEvidence struct {
 	Digest      oci.Digest `json:"digest"`
 	Source      string     `json:"source"` // "network", "local", "store" or "shared" with a pull that was under way
 	Compression string     `json:"compression,omitempty"`
-	StoredBytes int64      `json:"stored_bytes"` // compressed
-	SizeBytes   int64      `json:"size_bytes"`   // uncompressed
+	Inflated    string     `json:"inflated,omitempty"` // gzip by this pull: on how many cores, and why not on more
+	StoredBytes int64      `json:"stored_bytes"`       // compressed
+	SizeBytes   int64      `json:"size_bytes"`         // uncompressed
 	Layout      string     `json:"layout,omitempty"`
 	Notes       []string   `json:"notes,omitempty"`
 }

@@ -39,6 +39,7 @@ const (
 // layerNotes is what only the pipeline knows about a layer.
 type layerNotes struct {
 	compression  string
+	inflated     string
 	networkBytes int64
 	notes        []string
 }
@@ -84,7 +85,7 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 	if err != nil {
 		return nil, false, how, err
 	}
-	how = layerNotes{compression: opened.Compression().String(), networkBytes: f.fetched.Load(), notes: record.Notes}
+	how = layerNotes{compression: opened.Compression().String(), inflated: opened.Inflated(), networkBytes: f.fetched.Load(), notes: record.Notes}
 	record.DiffID = f.diffID
 	record.Blob = oci.Descriptor{MediaType: f.blob.MediaType, Digest: f.blob.Digest, Size: f.blob.Size}
 	record.SizeBytes = plain.Count()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -95,6 +96,37 @@ func threeLayers(t *testing.T, l string) testkit.Built {
 		Layer(testkit.Random("big", 1<<20, 7)).Gzip().
 		Layer(testkit.File("top", "three")).Zstd().
 		Write(testkit.LayoutAt(t, l), "v1")
+}
+
+// A layer that is alone is inflated on the cores that no other needs, and the evidence
+// says on how many; with one worker it never is, and small layers are not.
+func TestPullInflatesOnIdleCores(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	built := testkit.Image(t).Layer(testkit.Text("big", 24<<20, 7)).Gzip().Write(testkit.LayoutAt(t, filepath.Join(dir, "big")), "v1")
+	threeLayers(t, filepath.Join(dir, "small"))
+	server := testkit.Registry(t, dir)
+	for workers, want := range map[int]string{1: "on one core", 3: "on "} {
+		b := newBench(t, func(o *pull.Options) { o.Workers = workers })
+		_, evidence, err := b.pull(t, server.Ref("big:v1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := evidence.Layers[0]
+		if l.DiffID != built.DiffIDs[0] || !strings.HasPrefix(l.Inflated, want) || workers == 3 && l.Inflated == "on one core" && runtime.GOMAXPROCS(0) > 1 {
+			t.Errorf("%d workers: %+v", workers, l)
+		}
+		t.Logf("%d workers: %s", workers, l.Inflated)
+		_, evidence, err = b.pull(t, server.Ref("small:v1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []string{"on one core", "on one core", ""} {
+			if got := evidence.Layers[i].Inflated; !strings.HasPrefix(got, want) || want == "" && got != "" {
+				t.Errorf("layer %d: %q, want %q", i, got, want)
+			}
+		}
+	}
 }
 
 // digestPart is what the URL of a blob contains.

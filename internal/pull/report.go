@@ -33,7 +33,7 @@ func newEvidence(r Request, found *resolved) *Evidence {
 // have enters a layer of the store at its first position.
 func (e *Evidence) have(position int, l *store.Layer, source string, how layerNotes) {
 	at := &e.Layers[position]
-	at.Source, at.SizeBytes, at.Notes, at.Compression, at.Layout = source, l.SizeBytes, l.Notes, how.compression, l.Layout
+	at.Source, at.SizeBytes, at.Notes, at.Compression, at.Inflated, at.Layout = source, l.SizeBytes, l.Notes, how.compression, how.inflated, l.Layout
 	e.SizeBytes += l.SizeBytes
 	e.DiskBytes += l.DiskBytes
 	e.Fallbacks = append(e.Fallbacks, l.Notes...)
