@@ -130,7 +130,7 @@ func checkLayers(tb testing.TB, r *repo.Repository, c checked, format estargz.Fo
 	readers := make([]*estargz.Reader, 0, len(c.manifest.Layers))
 	for i, d := range c.manifest.Layers {
 		hints, err := estargz.ParseHints(d.Annotations)
-		if err != nil || hints.TOCDigest == "" {
+		if podman := format == estargz.ZstdChunked; err != nil || (hints.TOCDigest == "") != podman {
 			tb.Fatalf("layer %d has the hints %+v, %v", i, hints, err)
 		}
 		o := estargz.OpenOptions{Hints: hints}

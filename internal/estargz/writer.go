@@ -429,6 +429,9 @@ func (r *Result) annotate(f Footer, checksum oci.Digest) {
 		r.Annotations[annotationOldPosition] = position(f.TOC, tocType)
 		return
 	}
+	// A layer with both TOC digests is refused by containers/storage, which could
+	// not tell which of the two formats it has.
+	delete(r.Annotations, AnnotationTOCDigest)
 	r.Annotations[AnnotationChecksum] = checksum.String()
 	r.Annotations[AnnotationPosition] = position(f.TOC, tocType)
 	r.Annotations[AnnotationTarSplitPosition] = position(f.TarSplit)
