@@ -14,6 +14,7 @@ import (
 	"dray"
 	"dray/cmd/internal/cli"
 	"dray/internal/bench"
+	"dray/internal/registry"
 )
 
 // benchFlags are what `dray bench` can be told.
@@ -29,7 +30,8 @@ type benchFlags struct {
 	memoryLimit             string
 	saveJSON, html, limits  string
 	baseline, save, saveDir string
-	profile                 string
+	profile, registry       string
+	images                  []string
 }
 
 func newBenchCommand(app *cli.App) *cobra.Command {
@@ -47,7 +49,12 @@ KIND=PATH or NAME@KIND=PATH; or command:TEMPLATE, any program that pulls {ref} i
 {dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU tar over layers
 that are inflated already).
 
-Images come from a corpus: see "dray bench corpus build". Most servers need root.` + cli.ExitCodes(dray.KindNotFound, dray.KindInterrupted),
+Images come from a corpus: see "dray bench corpus build"; or --image names them, each
+fetched once. Most servers need root; without it, what can be measured is.
+
+  dray bench bin/dray-guest podman containerd -n 10 -o r.json --html r.html
+  dray bench ./imagepuller ./ttrpc-cdh bin/dray-guest --corpus contrast
+  dray bench bin/dray --image ghcr.io/me/app:v2 --profile --baseline before` + cli.ExitCodes(dray.KindNotFound, dray.KindInterrupted),
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !cmd.Flags().Changed("seed") {
@@ -57,7 +64,9 @@ Images come from a corpus: see "dray bench corpus build". Most servers need root
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.corpus, "corpus", "debian", "`kind` of the corpus: debian, built in --corpus-dir when it is missing")
+	flags.StringVar(&f.corpus, "corpus", "debian", "`images` to pull: debian, built in --corpus-dir when they are missing, or contrast, those of Contrast's evaluation, fetched once")
+	flags.StringSliceVar(&f.images, "image", nil, "`references` of images to pull instead, fetched into --corpus-dir once")
+	flags.StringVar(&f.registry, "registry", "", "pull from `[http://]HOST[:PORT][/PREFIX]`, which has the corpus's images by their names, or from \"origin\", where each was fetched, not from the embedded registry")
 	flags.StringVar(&f.corpusDir, "corpus-dir", "/var/tmp/dray-corpus", "`directory` of the corpus")
 	flags.StringSliceVar(&f.only, "only", nil, "`names` of images to pull (default: all of the corpus that are not heavy)")
 	flags.StringSliceVar(&f.modes, "mode", nil, "individual, continuous (default both)")
@@ -174,8 +183,11 @@ func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string
 			return o, cli.Usage("--mode %q: want individual or continuous", m)
 		}
 	}
-	if f.corpus != "debian" {
-		return o, cli.Usage("--corpus %q: want debian", f.corpus)
+	if f.corpus != "debian" && f.corpus != contrastImages {
+		return o, cli.Usage("--corpus %q: want debian or %s", f.corpus, contrastImages)
+	}
+	if o.Registry = f.registry; f.registry != "" && len(f.networks)+len(f.faults) > 0 {
+		return o, cli.Usage("--net and --fault are of the embedded registry: leave out --registry")
 	}
 	if f.memoryLimit != "" {
 		if o.MemoryLimit, err = cli.ParseSize(f.memoryLimit); err != nil {
@@ -203,6 +215,29 @@ func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string
 		}
 		o.Rivals = append(o.Rivals, r)
 	}
+	return o, f.chooseImages(ctx, app, &o)
+}
+
+// contrastImages is the --corpus of [bench.KnownImages].
+const contrastImages = "contrast"
+
+// chooseImages opens the corpus, with all images that are wanted in it.
+func (f *benchFlags) chooseImages(ctx context.Context, app *cli.App, o *bench.Options) (err error) {
+	if f.corpus == contrastImages && f.images == nil {
+		f.images = bench.KnownImages()
+	}
+	if f.images != nil {
+		if o.Images, err = f.fetchImages(ctx, app, o); err != nil && len(o.Images) == 0 {
+			return err
+		}
+		if err != nil { // the others can be measured
+			o.Say("bench: warning: %v", err)
+			o.Missing = err
+		}
+		o.Images = append(o.Images, f.only...)
+		o.Corpus, err = bench.OpenCorpus(f.corpusDir)
+		return err
+	}
 	o.Images = f.only
 	o.Corpus, err = bench.OpenCorpus(f.corpusDir)
 	if errors.Is(err, bench.ErrNoCorpus) {
@@ -211,5 +246,20 @@ func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string
 	if err == nil && o.Images == nil {
 		o.Images = o.Corpus.LightNames()
 	}
-	return o, err
+	return err
+}
+
+func (f *benchFlags) fetchImages(ctx context.Context, app *cli.App, o *bench.Options) (names []string, err error) {
+	settings, err := app.Options()
+	if err != nil {
+		return nil, err
+	}
+	client, err := registry.NewClient(registry.Options{
+		AuthFiles: settings.AuthFiles, CertDirs: settings.CertDirs, InsecureSkipVerify: settings.InsecureSkipVerify, PlainHTTP: settings.PlainHTTP, Log: app.Log(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	return bench.FetchImages(ctx, bench.FetchOptions{Dir: f.corpusDir, References: f.images, Registry: client, Say: o.Say})
 }

@@ -49,10 +49,7 @@ func BuildCorpus(ctx context.Context, o BuildOptions) (*Corpus, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil { //nolint:gosec // images for others to read
 		return nil, fmt.Errorf("build corpus: %w", err)
 	}
-	corpus, err := OpenCorpus(o.Dir)
-	if errors.Is(err, ErrNoCorpus) {
-		corpus, err = &Corpus{Version: corpusVersion, dir: o.Dir}, nil
-	}
+	corpus, err := openOrMake(o.Dir)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,7 @@ type Corpus struct {
 type CorpusImage struct {
 	Name     string        `json:"name"`
 	About    string        `json:"about"`
+	Source   string        `json:"source,omitempty"` // the reference that it was pulled from; "": it was built
 	Manifest oci.Digest    `json:"manifest_digest"`
 	Layers   []CorpusLayer `json:"layers"`
 }
@@ -116,9 +118,12 @@ func (c *Corpus) put(image CorpusImage) error {
 	}
 	order := map[string]int{}
 	for i, r := range recipes() {
-		order[r.name] = i
+		order[r.name] = i + 1
 	}
-	slices.SortStableFunc(c.Images, func(a, b CorpusImage) int { return order[a.Name] - order[b.Name] })
+	last := len(order) + 1 // those that were pulled
+	slices.SortStableFunc(c.Images, func(a, b CorpusImage) int {
+		return cmp.Compare(cmp.Or(order[a.Name], last), cmp.Or(order[b.Name], last))
+	})
 	raw, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		return fmt.Errorf("save corpus: %w", err)

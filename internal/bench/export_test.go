@@ -22,7 +22,7 @@ func Shape(l net.Listener, n Network) (net.Listener, *atomic.Int64) {
 // ServerRival is a rival that is a server of that command line.
 func ServerRival(name string, argv ...string) *Rival {
 	return &Rival{
-		Name: name, Kind: "imagepuller", server: func(*site) []string { return argv }, ready: listening, ask: pullByService(""),
+		Name: name, Kind: "imagepuller", server: func(*site) []string { return argv }, ready: listening, ask: pullByService(bareReference),
 	}
 }
 

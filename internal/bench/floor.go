@@ -60,12 +60,13 @@ func inflateLayers(ctx context.Context, reference, dir string) error {
 	return nil
 }
 
-// fetchManifest returns the manifest of HOST/NAME@DIGEST and the address below
+// fetchManifest returns the manifest of SCHEME://HOST/NAME@DIGEST and the address below
 // which its blobs are.
 func fetchManifest(ctx context.Context, reference string) (*oci.Manifest, string, error) {
-	name, digest, _ := strings.Cut(reference, "@")
+	scheme, rest, _ := strings.Cut(reference, "://")
+	name, digest, _ := strings.Cut(rest, "@")
 	host, repository, _ := strings.Cut(name, "/")
-	base := "http://" + host + "/v2/" + repository
+	base := scheme + "://" + host + "/v2/" + repository
 	body, err := get(ctx, base+"/manifests/"+digest)
 	if err != nil {
 		return nil, "", err

@@ -65,7 +65,7 @@ func (h *harness) profile(ctx context.Context, j job, p *Profile) (err error) {
 		return fmt.Errorf("profile: %w", err)
 	}
 	h.order++
-	s, err := newSite(h.Work, strconv.Itoa(h.order), h.registries[j.network.Name].address, h.MemoryLimit)
+	s, err := newSite(h.Work, strconv.Itoa(h.order), h.MemoryLimit)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (h *harness) profile(ctx context.Context, j job, p *Profile) (err error) {
 	if _, err := cutProfile(ctx, s.server, parts, 1); err != nil { // what starting took
 		return err
 	}
-	q, err := h.request(s, j.images[0], "bundle")
+	q, err := h.request(s, j, j.images[0], "bundle")
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dray/internal/oci"
 	"dray/internal/registryd"
 )
 
@@ -99,11 +100,43 @@ func (c *cutWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// registry is the embedded registry over one network.
+// registry is the embedded registry over one network, or one that the user named.
 type registry struct {
-	address string
+	address string // HOST[:PORT][/PREFIX]; "": each image is asked where it was pulled from
+	plain   bool   // HTTP
+	theirs  bool   // not the embedded one: nothing is counted
 	count   counters
 	stop    func() error
+}
+
+// OriginRegistry stands for the registries that the images were pulled from.
+const OriginRegistry = "origin"
+
+// namedRegistry is one that the user named: [http://]HOST[:PORT][/PREFIX] with the
+// images of the corpus below it, or origin.
+func namedRegistry(name string) *registry {
+	r := &registry{theirs: true, stop: func() error { return nil }}
+	if name != OriginRegistry {
+		name = strings.TrimSuffix(name, "/")
+		r.address, r.plain = strings.CutPrefix(name, "http://")
+		r.address = strings.TrimPrefix(r.address, "https://")
+	}
+	return r
+}
+
+// ErrNoOrigin reports an image that was built, and is in no registry.
+var ErrNoOrigin = errors.New("the image was built here: no other registry has it unless you push it there and name that one")
+
+// request is what to ask for an image.
+func (r *registry) request(i CorpusImage) (request, error) {
+	if r.address != "" {
+		return request{reference: r.address + "/" + i.Name + "@" + string(i.Manifest), plain: r.plain}, nil
+	}
+	ref, err := oci.ParseReference(i.Source)
+	if err != nil || ref.Transport != oci.Registry {
+		return request{}, fmt.Errorf("image %s: %w", i.Name, ErrNoOrigin)
+	}
+	return request{reference: ref.Name() + "@" + string(i.Manifest), plain: ref.PlainHTTP}, nil
 }
 
 // startRegistry serves the layouts of dir on a loopback port.
@@ -117,7 +150,7 @@ func startRegistry(ctx context.Context, dir string, n Network, faults []Fault, l
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start registry: %w", err), backend.Close())
 	}
-	r := &registry{address: listener.Addr().String()}
+	r := &registry{address: listener.Addr().String(), plain: true}
 	server := &http.Server{
 		Handler:           &faulty{next: backend, faults: faults, count: &r.count},
 		ReadHeaderTimeout: 10 * time.Second,

@@ -26,6 +26,8 @@ type Report struct {
 	Notes   []string      `json:"notes,omitempty"` // what could not be measured, and why
 	Runs    []Run         `json:"runs"`
 
+	Incomplete bool `json:"incomplete,omitempty"` // images could not be had: see Notes
+
 	Profiles []Profile `json:"profiles,omitempty"` // of dray's memory, from runs that do not count
 }
 
@@ -117,8 +119,11 @@ func (r *Report) Write(path string) error {
 	return durable.WriteFile(path, append(raw, '\n'), 0o644)
 }
 
-// Failed tells whether any run failed.
+// Failed tells whether any run failed, or could not be made.
 func (r *Report) Failed() bool {
+	if r.Incomplete {
+		return true
+	}
 	for i := range r.Runs {
 		if r.Runs[i].Error != "" {
 			return true

@@ -17,7 +17,16 @@ import (
 // request is one image asked of a rival.
 type request struct {
 	reference string // HOST:PORT/NAME@sha256:…, without a scheme
+	plain     bool   // the registry speaks HTTP, not HTTPS
 	bundle    string // empty directory of its own
+}
+
+// scheme is that of the registry.
+func (r request) scheme() string {
+	if r.plain {
+		return "http://"
+	}
+	return "https://"
 }
 
 // rootfs is where the image's root file system is wanted, or found.

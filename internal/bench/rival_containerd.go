@@ -80,7 +80,11 @@ func (r *Rival) askContainerd(ctr, snapshotter string) {
 		return err
 	}
 	r.ask = func(ctx context.Context, s *site, q request) error {
-		if _, err := s.run(ctx, client(s, "images", "pull", "--plain-http", "--snapshotter", snapshotter, q.reference)); err != nil {
+		pull := []string{"images", "pull", "--snapshotter", snapshotter}
+		if q.plain {
+			pull = append(pull, "--plain-http")
+		}
+		if _, err := s.run(ctx, client(s, append(pull, q.reference)...)); err != nil {
 			return err
 		}
 		if err := r.mount(ctx, s, q); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/ttrpc"
 
@@ -34,13 +35,13 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 		return nil, err
 	}
 	r.Path = found
-	r.ready, r.ask = listening, pullByService("")
+	r.ready, r.ask = listening, pullByService(bareReference)
 	r.mount = r.ask // asked again, for another bundle
 	r.prepare = func(context.Context, *site, request) error { return nil }
 	switch r.Kind {
 	case "dray", "dray-guest":
 		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
-		r.ask = pullByService("http://")
+		r.ask = pullByService(drayReference)
 		r.mount = r.ask
 		r.server = func(s *site) []string {
 			return append([]string{
@@ -67,8 +68,20 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 	return r, nil
 }
 
-// pullByService asks the service for the image, its reference prefixed.
-func pullByService(prefix string) func(context.Context, *site, request) error {
+// bareReference is for those who take loopback for plain HTTP, or are told in their
+// configuration.
+func bareReference(r request) string { return r.reference }
+
+// drayReference says http:// where dray would speak HTTPS.
+func drayReference(r request) string {
+	if r.plain {
+		return "http://" + r.reference
+	}
+	return r.reference
+}
+
+// pullByService asks the service for the image.
+func pullByService(reference func(request) string) func(context.Context, *site, request) error {
 	return func(ctx context.Context, s *site, r request) error {
 		conn, err := dial(ctx, s)
 		if err != nil {
@@ -76,7 +89,7 @@ func pullByService(prefix string) func(context.Context, *site, request) error {
 		}
 		client := ttrpc.NewClient(conn)
 		defer func() { _ = client.Close() }()
-		_, err = api.NewImagePullServiceClient(client).PullImage(ctx, &api.ImagePullRequest{ImageUrl: prefix + r.reference, BundlePath: r.bundle})
+		_, err = api.NewImagePullServiceClient(client).PullImage(ctx, &api.ImagePullRequest{ImageUrl: reference(r), BundlePath: r.bundle})
 		if err != nil {
 			return fmt.Errorf("the server answered: %w", err)
 		}
@@ -85,7 +98,7 @@ func pullByService(prefix string) func(context.Context, *site, request) error {
 }
 
 // writeHubConfig configures a Confidential Data Hub for the site's store and registry.
-func writeHubConfig(_ context.Context, s *site, _ request) error {
+func writeHubConfig(_ context.Context, s *site, r request) error {
 	config := "socket = " + strconv.Quote("unix://"+s.socket) + `
 
 [kbc]
@@ -93,13 +106,16 @@ name = "offline_fs_kbc"
 url = ""
 
 [image]
-work_dir = ` + strconv.Quote(s.store) + `
-
+work_dir = ` + strconv.Quote(s.store) + "\n"
+	if r.plain {
+		host, _, _ := strings.Cut(r.reference, "/")
+		config += `
 [[image.registry_config.registry]]
-prefix = ` + strconv.Quote(s.registry) + `
-location = ` + strconv.Quote(s.registry) + `
+prefix = ` + strconv.Quote(host) + `
+location = ` + strconv.Quote(host) + `
 insecure = true
 `
+	}
 	return os.WriteFile(filepath.Join(s.state, "cdh.toml"), []byte(config), 0o600)
 }
 

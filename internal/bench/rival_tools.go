@@ -45,7 +45,7 @@ func (r *Rival) podman(ctx context.Context) (*Rival, error) {
 		return os.Symlink(strings.TrimSpace(out), q.rootfs()) // podman chooses where it mounts
 	}
 	r.ask = func(ctx context.Context, s *site, q request) error {
-		if _, err := s.run(ctx, command(s, "pull", "--quiet", "--tls-verify=false", q.reference), environment(s)...); err != nil {
+		if _, err := s.run(ctx, command(s, "pull", "--quiet", "--tls-verify="+strconv.FormatBool(!q.plain), q.reference), environment(s)...); err != nil {
 			return err
 		}
 		return r.mount(ctx, s, q)
@@ -64,7 +64,7 @@ func (r *Rival) skopeo(ctx context.Context) (*Rival, error) {
 	r.Version = versionOf(ctx, skopeo, "--version") + ", " + versionOf(ctx, umoci, "--version")
 	r.ask = func(ctx context.Context, s *site, q request) error {
 		layout := filepath.Join(s.store, "layout")
-		if _, err := s.run(ctx, []string{skopeo, "copy", "--quiet", "--src-tls-verify=false", "docker://" + q.reference, "oci:" + layout + ":image"}, "TMPDIR="+s.state); err != nil {
+		if _, err := s.run(ctx, []string{skopeo, "copy", "--quiet", "--src-tls-verify=" + strconv.FormatBool(!q.plain), "docker://" + q.reference, "oci:" + layout + ":image"}, "TMPDIR="+s.state); err != nil {
 			return err
 		}
 		unpacked := filepath.Join(s.store, filepath.Base(q.bundle))
@@ -87,14 +87,14 @@ func (r *Rival) own() (*Rival, error) {
 	r.Version = "this program"
 	if r.Kind == "floor" {
 		r.ask = func(ctx context.Context, s *site, q request) error {
-			_, err := s.run(ctx, []string{self, "bench", "do-floor", q.reference})
+			_, err := s.run(ctx, []string{self, "bench", "do-floor", q.scheme() + q.reference})
 			return err
 		}
 		return r, nil
 	}
 	tars := func(s *site) string { return filepath.Join(s.state, "tars") }
 	r.prepare = func(ctx context.Context, s *site, q request) error {
-		return inflateLayers(ctx, q.reference, tars(s))
+		return inflateLayers(ctx, q.scheme()+q.reference, tars(s))
 	}
 	r.ask = func(ctx context.Context, s *site, q request) error {
 		found, err := filepath.Glob(filepath.Join(tars(s), "*.tar"))

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,8 +20,10 @@ type Options struct {
 	Rivals      []*Rival
 	Corpus      *Corpus
 	Images      []string // names; nil: all of the corpus
+	Missing     error    // images that could not be had: noted, and the bench has failed
 	Modes       []string // nil: both
 	Networks    []Network
+	Registry    string // "": the embedded one; [http://]HOST[:PORT][/PREFIX] with all images, or OriginRegistry
 	Faults      []Fault
 	Repetitions int
 	WarmUp      bool // one run of each rival on the smallest image, not counted
@@ -70,7 +73,7 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 		o.Timeout = DefaultTimeout
 	}
 	if len(o.Networks) == 0 {
-		o.Networks = []Network{{Name: "loopback"}}
+		o.Networks = []Network{{Name: cmp.Or(o.Registry, "loopback")}}
 	}
 	if o.Modes == nil {
 		o.Modes = []string{Individual, Continuous}
@@ -89,6 +92,10 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 	h.Work = dir
 	defer func() { err = errors.Join(err, release()) }()
 	for _, n := range o.Networks {
+		if o.Registry != "" {
+			h.registries[n.Name] = namedRegistry(o.Registry)
+			continue
+		}
 		r, err := startRegistry(ctx, o.Corpus.dir, n, o.Faults, o.Log)
 		if err != nil {
 			return nil, err
@@ -125,6 +132,13 @@ func (h *harness) chooseImages() error {
 // notes says what this machine does not let us measure.
 func (h *harness) notes() {
 	m := &h.report.Machine
+	if h.Missing != nil {
+		h.report.Notes = append(h.report.Notes, fmt.Sprintf("not measured: %v", h.Missing))
+		h.report.Incomplete = true
+	}
+	if h.Registry != "" {
+		h.report.Notes = append(h.report.Notes, fmt.Sprintf("images came from %s: the network is not under control, and bytes and requests are not counted", h.Registry))
+	}
 	if !m.Root {
 		h.report.Notes = append(h.report.Notes, "not root: the page cache is not dropped, and rivals that need root will fail")
 		h.DropCaches, m.DropCaches = 0, 0
@@ -223,7 +237,7 @@ func (h *harness) run(ctx context.Context, j job) (r Run) {
 	}
 	h.order++
 	registry := h.registries[j.network.Name]
-	s, err := newSite(h.Work, strconv.Itoa(h.order), registry.address, h.MemoryLimit)
+	s, err := newSite(h.Work, strconv.Itoa(h.order), h.MemoryLimit)
 	if err != nil {
 		r.Error = err.Error()
 		return r
@@ -241,15 +255,19 @@ func (h *harness) run(ctx context.Context, j job) (r Run) {
 }
 
 // request returns what to ask for an image, its bundle made.
-func (h *harness) request(s *site, i CorpusImage, kind string) (request, error) {
-	q := request{reference: s.registry + "/" + i.Name + "@" + string(i.Manifest), bundle: filepath.Join(s.dir, kind, i.Name)}
+func (h *harness) request(s *site, j job, i CorpusImage, kind string) (request, error) {
+	q, err := h.registries[j.network.Name].request(i)
+	if err != nil {
+		return q, err
+	}
+	q.bundle = filepath.Join(s.dir, kind, i.Name)
 	return q, os.MkdirAll(q.bundle, 0o700)
 }
 
 // prepare does all that comes before the server starts.
 func (h *harness) prepare(ctx context.Context, s *site, j job) error {
 	for _, i := range j.images {
-		q, err := h.request(s, i, "bundle")
+		q, err := h.request(s, j, i, "bundle")
 		if err != nil {
 			return err
 		}
@@ -266,6 +284,9 @@ func (h *harness) prepare(ctx context.Context, s *site, j job) error {
 		return err
 	}
 	for _, i := range j.images {
+		if h.Registry != "" {
+			break // not ours to read
+		}
 		if err := warm(ctx, filepath.Join(h.Corpus.dir, i.Name)); err != nil {
 			return err
 		}
@@ -330,7 +351,7 @@ func (h *harness) askAll(ctx context.Context, s *site, j job, registry *registry
 	sampling.restart()
 	begin := time.Now()
 	for _, i := range j.images {
-		q, err := h.request(s, i, "bundle")
+		q, err := h.request(s, j, i, "bundle")
 		if err != nil {
 			return err
 		}
@@ -370,7 +391,7 @@ func (h *harness) afterwards(ctx context.Context, s *site, j job, r *Run) error 
 	if j.rival.mount == nil || j.mode == Continuous {
 		return nil
 	}
-	q, err := h.request(s, j.images[0], "again")
+	q, err := h.request(s, j, j.images[0], "again")
 	if err != nil {
 		return err
 	}

@@ -25,15 +25,14 @@ type site struct {
 	store    string // what the rival keeps
 	state    string // sockets, configuration, what is no part of the store
 	socket   string
-	registry string // host:port of the registry
 	groups   *groups
 	server   *process
 	commands []*process // one-shot commands that are running
 }
 
 // newSite makes a site below dir.
-func newSite(dir, id, registry string, memoryLimit int64) (*site, error) {
-	s := &site{dir: filepath.Join(dir, id), registry: registry}
+func newSite(dir, id string, memoryLimit int64) (*site, error) {
+	s := &site{dir: filepath.Join(dir, id)}
 	s.store, s.state = filepath.Join(s.dir, "store"), filepath.Join(s.dir, "state")
 	s.socket = filepath.Join(s.state, "s.socket")
 	for _, d := range []string{s.store, s.state} {

@@ -152,7 +152,9 @@ func (t *text) cell(c cell) {
 		t.line("Memory peak of the control group: %s with page cache, %s without", bytes(func(r *Run) int64 { return r.PeakCgroup }), bytes(func(r *Run) int64 { return r.PeakCgroupAnon }))
 		t.line("CPU time: %.2fs", median(func(r *Run) float64 { return r.CPUSeconds }))
 	}
-	t.line("Fetched: %s in %.0f requests", bytes(func(r *Run) int64 { return r.NetworkBytes }), median(func(r *Run) float64 { return float64(r.NetworkRequests) }))
+	if runs[0].NetworkRequests > 0 {
+		t.line("Fetched: %s in %.0f requests", bytes(func(r *Run) int64 { return r.NetworkBytes }), median(func(r *Run) float64 { return float64(r.NetworkRequests) }))
+	}
 	if runs[0].StartSeconds > 0 {
 		t.line("Start to ready: %.1f ms, idle memory %s", 1e3*median(func(r *Run) float64 { return r.StartSeconds }), bytes(func(r *Run) int64 { return r.IdleRSS }))
 	}
