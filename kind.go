@@ -9,6 +9,7 @@ import (
 	"dray/internal/convert"
 	"dray/internal/estargz"
 	"dray/internal/layer"
+	"dray/internal/metastore"
 	"dray/internal/mount"
 	"dray/internal/oci"
 	"dray/internal/ocidir"
@@ -17,6 +18,7 @@ import (
 	"dray/internal/records"
 	"dray/internal/registry"
 	"dray/internal/repo"
+	"dray/internal/retar"
 	"dray/internal/store"
 	"dray/internal/stream"
 )
@@ -54,13 +56,13 @@ func KindOf(err error) Kind {
 		sentinels []error
 	}{
 		{KindDenied, []error{ErrNeedsDigest}},
-		{KindUnverified, []error{stream.ErrMismatch, layer.ErrFormat, estargz.ErrFormat, estargz.ErrDisagree, record.ErrFormat, record.ErrTooLarge, oci.ErrManifest, stream.ErrTooLarge}},
+		{KindUnverified, []error{ErrRefused, metastore.ErrFormat, retar.ErrUnknown, retar.ErrTree, stream.ErrMismatch, layer.ErrFormat, estargz.ErrFormat, estargz.ErrDisagree, record.ErrFormat, record.ErrTooLarge, oci.ErrManifest, stream.ErrTooLarge}},
 		{KindCorrupt, []error{store.ErrCorrupt, store.ErrVersion}},
 		{KindNoSpace, []error{store.ErrNoSpace, syscall.ENOSPC, syscall.EDQUOT}},
-		{KindBusy, []error{store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
+		{KindBusy, []error{metastore.ErrBusy, store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
-		{KindNotFound, []error{registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, records.ErrNone, mount.ErrNotMounted, bundle.ErrUser}},
-		{KindUsage, []error{repo.ErrTarget, convert.ErrOptions, ErrForm, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
+		{KindNotFound, []error{metastore.ErrNotFound, registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, records.ErrNone, mount.ErrNotMounted, bundle.ErrUser}},
+		{KindUsage, []error{metastore.ErrOption, repo.ErrTarget, convert.ErrOptions, ErrForm, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
 		{KindOther, []error{pull.ErrUnsupported, convert.ErrUnsupported, estargz.ErrUnsupported, ErrLayout}},

@@ -136,15 +136,21 @@ func (c *Client) checkTree(ctx context.Context, l *store.Layer) (problems []stri
 		return []string{err.Error()}, nil
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
+	form := apply.Trusted
+	if l.Whiteouts == store.WhiteoutsUser {
+		form = apply.User
+	}
+	return checkJournal(ctx, l, root, form)
+}
+
+// checkJournal holds a tree, which has whiteouts in the form, against what was
+// written down when the layer was unpacked.
+func checkJournal(ctx context.Context, l *store.Layer, root *os.File, form apply.Form) (problems []string, err error) {
 	journal, err := os.Open(l.Journal())
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
 	defer func() { err = errors.Join(err, journal.Close()) }()
-	form := apply.Trusted
-	if l.Whiteouts == store.WhiteoutsUser {
-		form = apply.User
-	}
 	differences, err := apply.Check(ctx, root, journal, apply.CheckOptions{Whiteouts: form})
 	if err != nil {
 		return nil, fmt.Errorf("check layer %s: %w", l.DiffID, err)

@@ -19,7 +19,7 @@ func newStoreCommand(app *cli.App) *cobra.Command {
 		Short: "Look after what has been pulled",
 	}
 	cmd.AddCommand(
-		newStoreLs(app), newStoreInspect(app), newStoreRm(app), newStoreGC(app), newStoreVerify(app), newStoreDu(app), newStoreConvert(app),
+		newStoreLs(app), newStoreInspect(app), newStoreRm(app), newStoreGC(app), newStoreVerify(app), newStoreDu(app), newStoreConvert(app), newStoreExport(app), newStoreImport(app),
 	)
 	return cmd
 }

@@ -108,7 +108,7 @@ func openBelow(dir *os.File, name string, flags int) (*os.File, error) {
 		case err != nil:
 			return nil, notFound(err)
 		}
-		return os.NewFile(uintptr(fd), name), nil
+		return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil
 	}
 }
 

@@ -31,6 +31,9 @@ const (
 // ErrBusy reports a directory that is not empty, or that another writer makes.
 var ErrBusy = errors.New("in use")
 
+// ErrOption reports [WriterOptions] that make no sense.
+var ErrOption = errors.New("invalid option")
+
 // WriterOptions say what a work directory is like.
 type WriterOptions struct {
 	Prefix string // where it will lie for image-rs; "": where it is made
@@ -67,14 +70,14 @@ func (w *Writer) create(o WriterOptions) error {
 	case "":
 		w.naming = Numbers
 	default:
-		return fmt.Errorf("naming %q is neither %s nor %s", w.naming, Numbers, Digests)
+		return fmt.Errorf("naming %q is neither %s nor %s: %w", w.naming, Numbers, Digests, ErrOption)
 	}
 	w.doc.Prefix = o.Prefix
 	if w.doc.Prefix == "" {
 		w.doc.Prefix = w.out
 	}
 	if !path.IsAbs(w.doc.Prefix) {
-		return fmt.Errorf("prefix %q is not an absolute path", w.doc.Prefix)
+		return fmt.Errorf("prefix %q is not an absolute path: %w", w.doc.Prefix, ErrOption)
 	}
 	w.doc.Prefix = path.Clean(w.doc.Prefix)
 	if err := w.free(); err != nil {
@@ -176,6 +179,9 @@ func (w *Writer) commit() error {
 	raw, err := w.doc.Encode()
 	if err != nil {
 		return err
+	}
+	if _, err := Decode(raw); err != nil { // a configuration that no strict decoder takes, for one
+		return fmt.Errorf("what was made of it could not be read: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(w.staging, FileName), raw, filePerm); err != nil {
 		return err

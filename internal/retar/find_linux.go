@@ -19,16 +19,24 @@ var ErrUnknown = errors.New("no tar made of this tree has the digest")
 // or the cause of ctx. The tree is read once for each form tried.
 func Find(ctx context.Context, root *os.File, id oci.DiffID, o Options) (Form, int64, error) {
 	var tried []string
-	for _, f := range Forms() {
+	forms := Forms()
+	for len(forms) > 0 {
+		f := forms[0]
+		forms = forms[1:]
 		sum := id.Digest().Hash()
 		counted := &counter{Writer: sum}
-		if err := f.write(ctx, root, counted, o); err != nil {
+		implicit, err := f.write(ctx, root, counted, o)
+		if err != nil {
 			return Form{}, 0, err
 		}
 		if oci.DigestOf(id.Digest().Algorithm(), sum) == id.Digest() {
 			return f, counted.bytes, nil
 		}
-		tried = append(tried, f.name)
+		tried = append(tried, f.String())
+		if implicit && !f.lean {
+			f.lean = true
+			forms = append(forms, f)
+		}
 	}
 	return Form{}, 0, fmt.Errorf("tree %s, layer %s: %w (tried: %s)", root.Name(), id, ErrUnknown, strings.Join(tried, "; "))
 }
@@ -52,7 +60,8 @@ func Open(ctx context.Context, root *os.File, f Form, o Options) io.ReadCloser {
 	t := &stream{PipeReader: reader, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
-		_ = writer.CloseWithError(f.write(ctx, root, writer, o)) // never fails
+		_, err := f.write(ctx, root, writer, o)
+		_ = writer.CloseWithError(err) // never fails
 	}()
 	return t
 }

@@ -18,11 +18,17 @@ type Form struct {
 	dot    bool // names begin with "./"
 	names  bool // of owner 0: "root"
 	typed  bool // the mode has the type too
+	lean   bool // directories without an entry of their own are left out, see [node.implicit]
 	ends   int  // the size is a multiple of this
 }
 
 // String returns the form's name.
-func (f Form) String() string { return f.name }
+func (f Form) String() string {
+	if f.lean {
+		return f.name + ", parents left out"
+	}
+	return f.name
+}
 
 // encoding is how an entry's header is written.
 type encoding uint8
@@ -99,6 +105,12 @@ type node struct {
 	sparse   []extent // what is stored of a file with holes, nil if it has none
 	whiteout bool     // path is that of the whiteout
 	opaque   bool     // path is that of the mark, the rest that of its directory
+}
+
+// implicit tells whether a directory is as unpacking makes those that a tar has no
+// entry for: then nobody knows whether it had one.
+func (n *node) implicit() bool {
+	return n.kind == typeDir && n.mode == 0o755 && n.uid == 0 && n.gid == 0 && n.sec == 0 && n.nsec == 0 && len(n.xattrs) == 0
 }
 
 type xattr struct{ name, value string }

@@ -39,15 +39,16 @@ type Options struct {
 
 // write writes the tree below root as a tar of form f. It reads whatever it finds
 // below root and nothing else. Root stays open.
-func (f Form) write(ctx context.Context, root *os.File, out io.Writer, o Options) error {
+// It tells whether there are directories that a lean form leaves out.
+func (f Form) write(ctx context.Context, root *os.File, out io.Writer, o Options) (implicit bool, err error) {
 	w := &walker{ctx: ctx, form: f, out: out, o: o, links: map[inode]string{}, overlay: "trusted."}
 	if o.UserXattrs {
 		w.overlay = "user."
 	}
 	if err := w.tree(int(root.Fd())); err != nil {
-		return fmt.Errorf("make tar of %s: %w", root.Name(), err)
+		return false, fmt.Errorf("make tar of %s: %w", root.Name(), err)
 	}
-	return nil
+	return w.implicit > 0, nil
 }
 
 // walker is one run of [Form.write].
@@ -58,11 +59,12 @@ type walker struct {
 	o       Options
 	overlay string // "trusted." or "user."
 
-	links   map[inode]string // the first path of files that have several
-	entries int64
-	bytes   int64
-	buf     []byte
-	text    []byte // attributes and targets
+	links    map[inode]string // the first path of files that have several
+	entries  int64
+	implicit int64 // directories that may have had no entry
+	bytes    int64
+	buf      []byte
+	text     []byte // attributes and targets
 }
 
 type inode struct{ dev, ino uint64 }
@@ -203,8 +205,13 @@ func (w *walker) entry(dir int, name, where string, st *unix.Stat_t) error {
 	case typeChar, typeBlock:
 		n.major, n.minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case typeDir:
-		if err := w.header(n); err != nil {
-			return err
+		if n.implicit() {
+			w.implicit++
+		}
+		if !n.implicit() || !w.form.lean {
+			if err := w.header(n); err != nil {
+				return err
+			}
 		}
 		return w.opaque(dir, name, where, st)
 	}
