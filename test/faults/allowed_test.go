@@ -40,6 +40,10 @@ var rules = []rule{
 		why: "what a mount has pulled is synced after the mount is there: a failure takes nothing away and is said",
 	},
 	{
+		scenarios: []string{"merge", "mount-merged"}, call: regexp.MustCompile(`.`), says: "layers are stacked one by one, not merged",
+		why: "a merged index that cannot be made or mounted is done without, and that is said",
+	},
+	{
 		call: regexp.MustCompile(`^fsopen\(overlay\) `), says: "overlays are made with mount(2)",
 		why: "the kernel is asked what it can do; where it can less, overlays are made in the older way, and that is said",
 	},
@@ -72,7 +76,7 @@ var rules = []rule{
 		why: "whether the replaced mount is in use elsewhere is asked in two ways; one failed",
 	},
 	{
-		scenarios: []string{"mount-replace", "unmount"}, call: regexp.MustCompile(`^(renameat\(store/mounts/MOUNT, |unlinkat\()store/staging/trash-RANDOM`), after: "umount2", says: "directories of a mount are left",
+		scenarios: []string{"mount-replace", "unmount", "unmount-merged"}, call: regexp.MustCompile(`^(renameat\(store/mounts/MOUNT, |unlinkat\()store/staging/trash-RANDOM`), after: "umount2", says: "directories of a mount are left",
 		why: "the mount is gone, which is what was asked for; its files are said to be left, and the next command removes them",
 	},
 }

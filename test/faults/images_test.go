@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -43,6 +44,22 @@ func kinds() contents {
 // other shares a layer with [kinds].
 func other() contents {
 	return newContents(kinds().layers[0], []testkit.Entry{testkit.Dir("."), testkit.Dir("other"), testkit.Text("other/file", 50_000, 4)})
+}
+
+// many has more layers than are stacked one by one, and what they do to each other.
+func many() contents {
+	const layers = 33
+	made := make([][]testkit.Entry, layers)
+	for i := range made {
+		made[i] = []testkit.Entry{
+			testkit.Dir("."), testkit.Dir("d").Chmod(uint32(0o700 + i)), testkit.Text(fmt.Sprintf("d/%d", i), 3000, uint64(i)), testkit.File("top", fmt.Sprint(i)),
+			testkit.Dir(fmt.Sprintf("own/%d", i)), testkit.Hardlink(fmt.Sprintf("own/%d/link", i), "top"),
+		}
+		if i%5 == 4 {
+			made[i] = append(made[i], testkit.Whiteout(fmt.Sprintf("d/%d", i-2)), testkit.Dir(fmt.Sprintf("own/%d", i-3)), testkit.Opaque(fmt.Sprintf("own/%d", i-3)))
+		}
+	}
+	return newContents(made...)
 }
 
 // write stores the image, its layers compressed by turns in every form from first

@@ -25,6 +25,7 @@ const (
 	commandTime = 60 * time.Second // a command that takes longer hangs
 	atOnce      = 2                // injections
 	shortShare  = 12               // of so many calls one is chosen in short tests
+	mergedShare = 12                // and where an image has many layers, unless it is night
 
 	exitNoSpace = 16
 )
@@ -71,6 +72,7 @@ type scenario struct {
 	name    string
 	prepare [][]string // commands before it
 	command []string
+	without string // below the store: what is removed before it
 }
 
 // scenarios: MAIN, OTHER and TARGET stand for the references and the directory.
@@ -78,14 +80,25 @@ func scenarios() []scenario {
 	pull, mount := []string{"pull", "MAIN"}, []string{"mount", "MAIN", "TARGET"}
 	both := [][]string{pull, {"pull", "OTHER"}}
 	return []scenario{
-		{"pull", nil, pull},
-		{"mount", [][]string{pull}, mount},
-		{"mount-and-pull", nil, mount},
-		{"mount-read-only", [][]string{pull}, []string{"mount", "--read-only", "MAIN", "TARGET"}},
-		{"mount-replace", [][]string{pull, {"mount", "OTHER", "TARGET"}}, []string{"mount", "--replace", "MAIN", "TARGET"}},
-		{"unmount", [][]string{mount}, []string{"unmount", "TARGET"}},
-		{"rm", both, []string{"store", "rm", "MAIN"}},
-		{"gc", append(slices.Clone(both), []string{"store", "rm", "MAIN"}), []string{"store", "gc"}},
+		{name: "pull", command: pull},
+		{name: "mount", prepare: [][]string{pull}, command: mount},
+		{name: "mount-and-pull", command: mount},
+		{name: "mount-read-only", prepare: [][]string{pull}, command: []string{"mount", "--read-only", "MAIN", "TARGET"}},
+		{name: "mount-replace", prepare: [][]string{pull, {"mount", "OTHER", "TARGET"}}, command: []string{"mount", "--replace", "MAIN", "TARGET"}},
+		{name: "unmount", prepare: [][]string{mount}, command: []string{"unmount", "TARGET"}},
+		{name: "rm", prepare: both, command: []string{"store", "rm", "MAIN"}},
+		{name: "gc", prepare: append(slices.Clone(both), []string{"store", "rm", "MAIN"}), command: []string{"store", "gc"}},
+	}
+}
+
+// mergedScenarios are those of an image of many layers, whose indexes are merged.
+func mergedScenarios() []scenario {
+	pull, mount := []string{"pull", "MAIN"}, []string{"mount", "MAIN", "TARGET"}
+	return []scenario{
+		{name: "merge", prepare: [][]string{pull}, without: "merged", command: mount},
+		{name: "mount-merged", prepare: [][]string{pull}, command: mount},
+		{name: "unmount-merged", prepare: [][]string{mount}, command: []string{"unmount", "TARGET"}},
+		{name: "gc-merged", prepare: [][]string{pull, {"store", "rm", "MAIN"}}, command: []string{"store", "gc"}},
 	}
 }
 
@@ -128,12 +141,33 @@ func TestInjection(t *testing.T) { // not parallel: it mounts
 	}
 }
 
+// TestInjectionMerged is TestInjection where many layers are mounted as one.
+func TestInjectionMerged(t *testing.T) { // not parallel: it mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Mknod())
+	if *layout != "" && *layout != "erofs" {
+		t.Skip("there is nothing to merge")
+	}
+	dir := filepath.Join(t.TempDir(), "image")
+	image := many()
+	image.write(t, testkit.LayoutAt(t, dir), "main", 0)
+	for _, s := range mergedScenarios() {
+		t.Run(s.name, func(t *testing.T) {
+			r := injector{t: t, scenario: s, main: "local://" + dir + ":main", image: image}
+			if !nightly() {
+				r.share = mergedShare
+			}
+			r.all()
+		})
+	}
+}
+
 // injector makes the calls of one scenario go wrong.
 type injector struct {
 	t           *testing.T
 	scenario    scenario
 	main, other string
 	image       contents
+	share       int // of so many calls one is chosen; 0: all
 
 	mu      sync.Mutex // guards the fields below
 	done    map[string]int
@@ -146,10 +180,14 @@ func (r *injector) all() {
 	r.done, r.ignored = map[string]int{}, map[string]int{}
 	calls := r.count()
 	var work []injection
+	share := max(1, r.share)
+	if testing.Short() {
+		share *= shortShare
+	}
 	random := rand.New(rand.NewPCG(*seed, 0))
 	for _, c := range calls {
 		for _, f := range faults() {
-			if testing.Short() && random.IntN(shortShare) != 0 {
+			if random.IntN(share) != 0 {
 				continue
 			}
 			work = append(work, injection{fault: f, call: c.name, at: c.at})
@@ -193,7 +231,10 @@ func (r *injector) newWorld() (*world, error) {
 			return w, fmt.Errorf("prepare: %w", err)
 		}
 	}
-	return w, nil
+	if r.scenario.without == "" {
+		return w, nil
+	}
+	return w, os.RemoveAll(filepath.Join(w.store, r.scenario.without))
 }
 
 // count runs the command without a fault and returns its calls.
