@@ -25,7 +25,7 @@ const (
 	commandTime = 60 * time.Second // a command that takes longer hangs
 	atOnce      = 2                // injections
 	shortShare  = 12               // of so many calls one is chosen in short tests
-	mergedShare = 12                // and where an image has many layers, unless it is night
+	mergedShare = 12               // and where an image has many layers, unless it is night
 
 	exitNoSpace = 16
 )
