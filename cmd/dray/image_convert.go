@@ -243,10 +243,15 @@ func printConverted(app *cli.App, target string, r *dray.ConvertResult) error {
 			how[string(l.How)]++
 			before, after = before+l.SourceSize, after+l.TargetSize
 		}
-		_, _ = fmt.Fprintf(&notes, "%s: %d layers, %s to %s:", image.Platform, len(image.Layers), cli.Size(before), cli.Size(after))
+		_, _ = fmt.Fprintf(&notes, "%s: %d layers, %s", image.Platform, len(image.Layers), cli.Size(before))
+		if image.Target != "" {
+			_, _ = fmt.Fprintf(&notes, " to %s", cli.Size(after))
+		}
+		separator := ": "
 		for _, kind := range []string{"converted", "remembered", "reused", "kept"} {
 			if how[kind] > 0 {
-				_, _ = fmt.Fprintf(&notes, " %d %s", how[kind], kind)
+				_, _ = fmt.Fprintf(&notes, "%s%d %s", separator, how[kind], kind)
+				separator = ", "
 			}
 		}
 		if image.Requested > 0 {

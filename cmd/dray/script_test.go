@@ -20,9 +20,10 @@ import (
 	"dray/internal/testkit"
 )
 
-// TestMain makes this test binary the program itself when it is called dray.
+// TestMain makes this test binary the program itself when it is called dray or by
+// the name that users of containerd's tool know.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"dray": main})
+	testscript.Main(m, map[string]func(){"dray": main, "ctr-remote": main})
 }
 
 // TestScripts runs test/script: what a user sees, through the real program.
@@ -30,6 +31,8 @@ func TestMain(m *testing.M) {
 // Besides the usual commands there are:
 //
 //	layout DIR NAME      makes an OCI layout with the image NAME, see images below
+//	docker-registry VAR  starts Docker's registry, empty; $VAR is host:port
+//	multi DIR NAME       makes an OCI layout with an index: two platforms, an attestation, an artifact with a signature
 //	registry VAR DIR     serves DIR until the script ends; $VAR is host:port
 //	faulty VAR DIR FAULT the same, with a fault, see faults below
 //	code N PROGRAM ...   runs the program, which must end with exit code N
@@ -57,7 +60,7 @@ func TestScripts(t *testing.T) { //nolint:paralleltest // mounts
 		Condition: condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": makeLayout, "registry": serve, "faulty": serveFaulty, "code": exitCode, "nothing-left": nothingLeft,
-			"tls-registry": serveTLS, "small-disk": smallDisk, "interrupt": interrupt,
+			"tls-registry": serveTLS, "docker-registry": serveDocker, "multi": makeMulti, "small-disk": smallDisk, "interrupt": interrupt,
 			"ordinary-user": ordinaryUser, "as": as, "user-left-nothing": userLeftNothing,
 		},
 	})
@@ -223,6 +226,34 @@ func serveTLS(ts *testscript.TestScript, neg bool, args []string) {
 	server := testkit.TLSRegistry(kit(ts), ts.MkAbs(args[1]))
 	ts.Setenv(args[0], server.Host)
 	ts.Setenv("CERTS", server.CertDir(kit(ts)))
+}
+
+func serveDocker(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: docker-registry VAR")
+	}
+	ts.Setenv(args[0], testkit.DockerRegistry(kit(ts)))
+}
+
+// makeMulti sets $AMD64 and $ARM64 to the digests of the index's images.
+func makeMulti(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: multi DIR NAME")
+	}
+	t := kit(ts)
+	layout, err := ocidir.Create(context.Background(), ts.MkAbs(args[0]))
+	ts.Check(err)
+	var images []oci.Descriptor
+	for _, arch := range []string{"amd64", "arm64"} {
+		d := testkit.Image(t).Platform(oci.Platform{OS: "linux", Architecture: arch}).
+			Layer(testkit.File("etc/common", "common\n")).Layer(testkit.File("bin/"+arch, strings.Repeat(arch, 10_000))).Write(layout, "").Manifest
+		ts.Setenv(strings.ToUpper(arch), string(d.Digest))
+		images = append(images, d)
+	}
+	artifact := testkit.Artifact(t, layout, "", "application/x-sbom", nil, "sbom")
+	testkit.Artifact(t, layout, "", "application/x-signature", &artifact, "signature")
+	testkit.Index(t, layout, args[1], images[0], images[1], testkit.Attestation(t, layout, images[0]), artifact)
+	ts.Check(layout.Close())
 }
 
 func smallDisk(ts *testscript.TestScript, neg bool, args []string) {

@@ -193,29 +193,30 @@ func (c *copier) blobsOf(ctx context.Context, blobs []oci.Descriptor) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(c.jobs)
 	for _, d := range blobs {
-		if !c.first(d.Digest) {
+		n, first := c.first(d.Digest)
+		if !first {
 			continue
 		}
-		group.Go(func() error { return c.blob(ctx, d) })
+		group.Go(func() error { return c.blob(ctx, n, d) })
 	}
 	return group.Wait()
 }
 
-// first tells whether d was not copied before.
-func (c *copier) first(d oci.Digest) bool {
+// first tells whether d was not copied before, and how many were.
+func (c *copier) first(d oci.Digest) (int, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.blobs == nil {
 		c.blobs = map[oci.Digest]bool{}
 	}
 	if c.blobs[d] {
-		return false
+		return 0, false
 	}
 	c.blobs[d] = true
-	return true
+	return len(c.blobs) - 1, true
 }
 
-func (c *copier) blob(ctx context.Context, d oci.Descriptor) error {
+func (c *copier) blob(ctx context.Context, n int, d oci.Descriptor) error {
 	var how repo.Pushed
 	var err error
 	switch {
@@ -230,7 +231,7 @@ func (c *copier) blob(ctx context.Context, d oci.Descriptor) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.progress != nil {
-		c.progress(Event{Count: len(c.blobs), Digest: d.Digest, Bytes: d.Size, Total: d.Size, Done: err == nil, Failed: err != nil, Present: how != repo.Sent})
+		c.progress(Event{Index: n, Count: len(c.blobs), Digest: d.Digest, Bytes: d.Size, Total: d.Size, Done: err == nil, Failed: err != nil, Present: how != repo.Sent})
 	}
 	if err != nil {
 		return err

@@ -141,7 +141,7 @@ func (a *App) exitCode(ctx context.Context, err error) int {
 			_, _ = fmt.Fprintf(a.Stderr, "%s: %v\n", a.Name, exit.err)
 		}
 		return exit.code
-	case errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown flag"):
+	case errors.As(err, &usage) || fromCobra(err):
 		_, _ = fmt.Fprintf(a.Stderr, "%s: %v\n", a.Name, err)
 		_, _ = fmt.Fprintf(a.Stderr, "Run '%s --help' for usage.\n", a.Name)
 		return int(dray.KindUsage)
@@ -152,6 +152,17 @@ func (a *App) exitCode(ctx context.Context, err error) int {
 		_, _ = fmt.Fprintf(a.Stderr, "%s: %v\n", a.Name, err)
 		return int(dray.KindOf(err))
 	}
+}
+
+// fromCobra tells whether err is one of those about the command line that cobra
+// does not give a type.
+func fromCobra(err error) bool {
+	for _, start := range []string{"unknown command", "unknown flag", "if any flags in the group", "at least one of the flags in the group", "required flag(s)"} {
+		if strings.HasPrefix(err.Error(), start) {
+			return true
+		}
+	}
+	return false
 }
 
 // markArgErrors makes wrong numbers of arguments usage errors, in root and below.
