@@ -20,6 +20,7 @@ var layers = [][]string{
 	{"internal/pull", "internal/mount", "internal/bundle", "internal/convert"},
 	{"internal/records"},
 	{"internal/inspect"},
+	{"internal/seed"},
 	{"internal/store", "internal/registryd", "internal/repo"},
 	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record", "internal/metastore", "internal/retar"},
 	{"internal/layer"},

@@ -17,6 +17,7 @@ import (
 	"dray/internal/oci"
 	"dray/internal/pull"
 	"dray/internal/registry"
+	"dray/internal/seed"
 	"dray/internal/store"
 	"dray/internal/stream"
 	"dray/internal/userns"
@@ -40,6 +41,14 @@ type Options struct {
 	PlainHTTP          bool                                  // HTTP for every registry
 	InsecureSkipVerify bool                                  // any certificate will do
 	Proxy              func(*http.Request) (*url.URL, error) // nil: as the environment says
+
+	// Seeds are what is there before anyone pulls: directories and files that "dray
+	// store seed" made, stores, OCI image layouts. nil: /usr/share/dray/seed and
+	// /var/lib/dray/seeds/*, as far as they exist; empty: none. What is in TrustedSeeds
+	// is believed without being hashed: it lies where only a trusted party can write.
+	Seeds        []string
+	TrustedSeeds []string
+	ForeignDisks bool // whoever provides this machine's disks is not trusted, as a confidential guest's host
 
 	Layout Layout // how new layers are stored; "": [LayoutAuto]
 
@@ -82,6 +91,7 @@ type Client struct {
 	options  Options
 	platform oci.Platform
 	store    *store.Store
+	seeds    *seed.Set
 	registry *registry.Client
 	engine   *pull.Engine
 	mounter  *mount.Mounter
@@ -147,6 +157,12 @@ func (c *Client) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	c.seeds, err = seed.Open(ctx, seed.Options{
+		Paths: o.Seeds, Trusted: o.TrustedSeeds, Usual: o.Seeds == nil, ForeignDisks: o.ForeignDisks, InUserNS: userns.Inside(),
+	})
+	if err != nil {
+		return err
+	}
 	c.registry, err = registry.NewClient(registry.Options{
 		AuthFiles: o.AuthFiles, CertDirs: o.CertDirs, CAs: o.CAs, Hosts: o.Hosts,
 		PlainHTTP: o.PlainHTTP, InsecureSkipVerify: o.InsecureSkipVerify, Proxy: o.Proxy,
@@ -161,7 +177,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 		form = apply.User
 	}
 	c.engine, err = pull.New(pull.Options{
-		Store: c.store, Workers: o.Workers, Linger: o.Linger, Sync: o.Sync, Layout: c.chooseLayout,
+		Store: c.store, Seeds: c.seeds, Workers: o.Workers, Linger: o.Linger, Sync: o.Sync, Layout: c.chooseLayout,
 		Apply:      apply.Options{Whiteouts: form, UserNS: inside, IgnoreChownErrors: inside && userns.SingleID(), Log: o.Log},
 		Decompress: layer.Options{MaxBytes: o.MaxLayerBytes},
 		Tar:        layer.Limits{MaxBytes: o.MaxLayerBytes, MaxEntries: o.MaxEntries},

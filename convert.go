@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"dray/internal/apply"
 	"dray/internal/layer"
@@ -79,12 +78,12 @@ func (c *Client) unpack(ctx context.Context, id oci.DiffID) (err error) {
 	if old.Layout == store.LayoutDir {
 		return nil // another process was faster
 	}
-	tar, err := os.Open(old.Tar())
+	tar, offset, err := old.OpenTar()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tar.Close() }()
-	record, err := pull.Unpack(ctx, txn.Path(), storedTar(old, tar), layer.Limits{}, apply.Options{Log: c.log})
+	record, err := pull.Unpack(ctx, txn.Path(), storedTar(old, tar, offset), layer.Limits{}, apply.Options{Log: c.log})
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"dray/internal/registry"
 	"dray/internal/repo"
 	"dray/internal/retar"
+	"dray/internal/seed"
 	"dray/internal/store"
 	"dray/internal/stream"
 )
@@ -55,6 +56,9 @@ func KindOf(err error) Kind {
 		kind      Kind
 		sentinels []error
 	}{
+		{KindUnverified, []error{seed.ErrRefused}},
+		{KindNotFound, []error{seed.ErrNotSeed}},
+		{KindUsage, []error{ErrSeedTarget}},
 		{KindDenied, []error{ErrNeedsDigest}},
 		{KindUnverified, []error{ErrRefused, metastore.ErrFormat, retar.ErrUnknown, retar.ErrTree, stream.ErrMismatch, layer.ErrFormat, estargz.ErrFormat, estargz.ErrDisagree, record.ErrFormat, record.ErrTooLarge, oci.ErrManifest, stream.ErrTooLarge}},
 		{KindCorrupt, []error{store.ErrCorrupt, store.ErrVersion}},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -143,7 +144,7 @@ func (c *Client) findSupport(ctx context.Context) (support erofs.Support, err er
 
 // checkIndexed holds a tar against its diff ID, and its index against the tar.
 func (c *Client) checkIndexed(ctx context.Context, l *store.Layer) (problems []string, err error) {
-	tar, err := os.Open(l.Tar())
+	tar, offset, err := l.OpenTar()
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
@@ -153,7 +154,7 @@ func (c *Client) checkIndexed(ctx context.Context, l *store.Layer) (problems []s
 		return []string{err.Error()}, nil
 	}
 	defer func() { _ = index.Close() }()
-	x, err := erofs.Copy(ctx, l.DiffID, storedTar(l, tar), nil, layer.Limits{}, erofs.Options{})
+	x, err := erofs.Copy(ctx, l.DiffID, storedTar(l, tar, offset), nil, layer.Limits{}, erofs.Options{DeviceOffset: offset})
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, err
@@ -168,10 +169,14 @@ func (c *Client) checkIndexed(ctx context.Context, l *store.Layer) (problems []s
 	return problems, err
 }
 
-// storedTar reads a layer's tar and verifies it.
-func storedTar(l *store.Layer, tar *os.File) stream.Blocks {
+// storedTar reads a layer's tar, which begins at offset, and verifies it.
+func storedTar(l *store.Layer, tar *os.File, offset int64) stream.Blocks {
 	const blockBytes = 128 << 10
-	return stream.NewBlockVerifier(stream.NewSlicer(tar, blockBytes), "layer", l.DiffID.Digest(), l.SizeBytes)
+	size := l.SizeBytes
+	if l.Seed == nil {
+		size = 1 << 62 // what is too much is wrong too
+	}
+	return stream.NewBlockVerifier(stream.NewSlicer(io.NewSectionReader(tar, offset, size), blockBytes), "layer", l.DiffID.Digest(), l.SizeBytes)
 }
 
 // distinctIn returns the layers that are in another layout, each once.

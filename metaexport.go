@@ -199,13 +199,13 @@ func (c *Client) exportLayer(ctx context.Context, id oci.DiffID, dir *os.File) e
 	if err != nil {
 		return err
 	}
-	if l.Layout == store.LayoutEROFS {
-		tar, err := os.Open(l.Tar())
+	if l.Layout == store.LayoutEROFS || l.Layout == store.LayoutSeed {
+		tar, offset, err := l.OpenTar()
 		if err != nil {
 			return err
 		}
 		defer func() { _ = tar.Close() }()
-		return c.unpackTo(ctx, dir, storedTar(l, tar))
+		return c.unpackTo(ctx, dir, storedTar(l, tar, offset))
 	}
 	root, err := os.Open(l.FS())
 	if err != nil {

@@ -123,7 +123,7 @@ func (c *Client) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, err
 
 // checkLayer holds a layer against what it said when it was pulled.
 func (c *Client) checkLayer(ctx context.Context, l *store.Layer) ([]string, error) {
-	if l.Layout == store.LayoutEROFS {
+	if l.Layout == store.LayoutEROFS || l.Layout == store.LayoutSeed {
 		return c.checkIndexed(ctx, l)
 	}
 	return c.checkTree(ctx, l)

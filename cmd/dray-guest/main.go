@@ -16,7 +16,7 @@ const defaultStore = "/run/kata-containers/image"
 func main() { os.Exit(run()) }
 
 func run() int {
-	app := &cli.App{Name: "dray-guest", DefaultStore: defaultStore, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	app := &cli.App{Name: "dray-guest", DefaultStore: defaultStore, ForeignDisks: true, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	root := &cobra.Command{
 		Use:   "dray-guest",
 		Short: "Pull and mount container images inside a guest",

@@ -21,6 +21,7 @@ func newStoreCommand(app *cli.App) *cobra.Command {
 	cmd.AddCommand(
 		newStoreLs(app), newStoreInspect(app), newStoreRm(app), newStoreGC(app), newStoreVerify(app), newStoreDu(app), newStoreConvert(app), newStoreExport(app), newStoreImport(app),
 	)
+	cmd.AddCommand(newStoreSeed(app))
 	return cmd
 }
 
@@ -315,6 +316,9 @@ func printUsage(app *cli.App, usage dray.Usage) error {
 	}
 	for _, m := range usage.Mounts {
 		_, _ = fmt.Fprintf(w, "mount %s\t%s\t%s\t\t\t%d\n", m.ID, m.Target, cli.Size(m.DiskBytes), m.Inodes)
+	}
+	for _, s := range usage.Seeds {
+		_, _ = fmt.Fprintf(w, "seed %s\t%d layers of %d images\t%s saved\t\t\t\n", s.Seed, s.Layers, s.Images, cli.Size(s.SavedBytes))
 	}
 	_, _ = fmt.Fprintf(w, "total of %d layers\t\t%s\t\t\t%d\n", len(usage.Layers), cli.Size(usage.Total.DiskBytes), usage.Total.Inodes)
 	return w.Flush()

@@ -37,7 +37,10 @@ func Copy(ctx context.Context, id oci.DiffID, src stream.Blocks, w io.Writer, li
 	if x.uuid, err = uuid(id); err != nil {
 		return x, err
 	}
-	t := &tee{ctx: ctx, src: src, out: w}
+	if o.DeviceOffset%blockBytes != 0 {
+		return x, fmt.Errorf("index a tar at offset %d: want a multiple of %d", o.DeviceOffset, blockBytes)
+	}
+	t := &tee{ctx: ctx, src: src, out: w, before: o.DeviceOffset}
 	tar := layer.NewTar(t, limits)
 	if err = x.read(tar, t); err == nil || errors.Is(err, ErrInexpressible) {
 		if _, drainErr := tar.Drain(); drainErr != nil {
@@ -64,12 +67,12 @@ func (x *Index) read(tar *layer.Tar, t *tee) error {
 		x.memory.step()
 		at := tar.Offset()
 		if e.Type == layer.Reg {
-			if err := expressible(e, at); err != nil {
+			if err := expressible(e, t.before+at); err != nil {
 				return err
 			}
 			t.watch(at+e.Size, at+int64(blocksOf(uint64(e.Size))*blockBytes))
 		}
-		if err := x.add(e, uint32(at/blockBytes)); err != nil {
+		if err := x.add(e, uint32((t.before+at)/blockBytes)); err != nil {
 			return fmt.Errorf("index %s %q: %w", e.Type, e.Name, err)
 		}
 	}
@@ -94,7 +97,7 @@ func (x *Index) end(t *tee) error {
 	if t.dirty || t.to > t.offset {
 		return &InexpressibleError{Reason: "padding that is missing or not zero"}
 	}
-	x.tarBytes, x.tarBlocks = t.offset, uint64(t.offset)/blockBytes
+	x.tarBytes, x.tarBlocks = t.offset, uint64(t.before+t.offset)/blockBytes
 	return x.arrange()
 }
 
@@ -109,6 +112,8 @@ type tee struct {
 	ctx context.Context //nolint:containedctx // Blocks has none; the tee does not outlive Copy
 	src stream.Blocks
 	out io.Writer // nil for none
+
+	before int64 // bytes of the device before the tar
 
 	block    []byte // lent by src
 	offset   int64  // of its end

@@ -27,6 +27,10 @@ type Options struct {
 	// Dir is on a disk, on a file system that has files without names (O_TMPFILE);
 	// "": the system's directory for temporary files.
 	Dir string
+
+	// DeviceOffset is where in the index's device the tar begins, in bytes: a multiple
+	// of 512. It is not 0 where the tar is a part of a larger file.
+	DeviceOffset int64
 }
 
 // Result counts what is in a layer. The words are those of package apply.

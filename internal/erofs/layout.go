@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// BlockBytes is the size of a block, of the images of this package and of tars.
+const BlockBytes = blockBytes
+
 // Sizes of the image's structures.
 const (
 	blockBits  = 9

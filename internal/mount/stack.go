@@ -72,6 +72,8 @@ func (s *stack) path(l *store.Layer) (string, error) {
 	switch l.Layout {
 	case store.LayoutDir:
 		return l.FS(), nil
+	case store.LayoutSeed:
+		return s.seedPath(l)
 	case store.LayoutEROFS:
 		if fd, ok := s.roots[l.DiffID]; ok {
 			return fdPath(fd) + "/.", nil

@@ -16,6 +16,7 @@ import (
 	"dray/internal/apply"
 	"dray/internal/layer"
 	"dray/internal/oci"
+	"dray/internal/seed"
 	"dray/internal/store"
 )
 
@@ -29,6 +30,7 @@ const (
 // Options of an [Engine]. The zero value of a field is its default.
 type Options struct {
 	Store *store.Store // required; not closed by the engine
+	Seeds *seed.Set    // what is there before anyone pulls; nil: nothing
 
 	Workers        int           // layers in flight at once over all pulls; 0: one per CPU
 	Linger         time.Duration // how long a layer goes on when nobody waits for it any more; 0: not at all
@@ -41,6 +43,10 @@ type Options struct {
 	// first one is fetched, each time; nil: [store.LayoutDir]. A layer that
 	// [store.LayoutEROFS] cannot express is stored in [store.LayoutDir].
 	Layout func(context.Context) (layout, reason string, err error)
+
+	// Whole stores every layer by itself, as its tar: nothing is used where it lies in
+	// a seed, and what no index can express is a tar alone ([store.LayoutTar]).
+	Whole bool
 
 	Decompress layer.Options // limits, and the memory of cores that help; Cores are the engine's
 	Tar        layer.Limits
@@ -130,8 +136,9 @@ type Request struct {
 	Source    Source // required; the engine closes it
 	Local     bool   // Source is no network
 	Platform  oci.Platform
-	Offline   bool        // take what the store has, never ask the source
-	Progress  func(Event) // nil: none; called by many goroutines, one at a time
+	Offline   bool                     // take what the store and the seeds have, never ask the source
+	Document  func(oci.Digest, []byte) // called with each index and manifest on the way; nil: not
+	Progress  func(Event)              // nil: none; called by many goroutines, one at a time
 }
 
 // Pull brings the image into the store and returns its record and the evidence.
@@ -163,17 +170,22 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 		}
 		return image, evidence, nil
 	}
-	found, err := e.resolve(ctx, r)
+	over := e.overSource(r)
+	found, err := over.resolve(ctx, r)
 	if err != nil {
 		return nil, nil, err
 	}
 	evidence = newEvidence(r, found)
+	evidence.ResolvedBy = over.by()
+	for _, err := range e.options.Seeds.Broken() {
+		evidence.Fallbacks = append(evidence.Fallbacks, err.Error())
+	}
 	if evidence.Layout, evidence.LayoutReason, err = e.options.Layout(ctx); err != nil {
 		return nil, nil, err
 	}
 	evidence.Stages.Resolve = Millis(time.Since(begin))
 	if !r.Local {
-		evidence.NetworkBytes = found.bytes
+		evidence.NetworkBytes = found.bytes - over.bytes
 	}
 	if err := lease.Add(ctx, found.image.RootFS.DiffIDs...); err != nil {
 		return nil, nil, err
@@ -219,11 +231,15 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		wanted = append(wanted, job{diffID: id, blob: blob, layout: evidence.Layout, source: source})
-		wantedBytes += max(blob.Size, uncompressedHint(blob))
-	}
-	if r.Offline && len(wanted) > 0 {
-		return fmt.Errorf("layer %s, offline: %w", wanted[0].diffID, store.ErrNotFound)
+		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, offline: r.Offline}
+		switch offered, refused := e.offered(j); {
+		case offered: // what it takes here is known when it is looked at
+		case r.Offline:
+			return fmt.Errorf("layer %s, offline: %w", id, errors.Join(append(refused, store.ErrNotFound)...))
+		default:
+			wantedBytes += max(blob.Size, uncompressedHint(blob))
+		}
+		wanted = append(wanted, j)
 	}
 	if err := e.options.Store.CheckSpace(wantedBytes); err != nil {
 		return err
@@ -316,7 +332,7 @@ func (e *Engine) syncLater(ctx context.Context, image *store.Image) {
 func (e *Engine) known(ctx context.Context, r Request, lease *store.Lease) (*store.Image, error) {
 	image, err := e.lookUp(r)
 	if errors.Is(err, store.ErrNotFound) {
-		if r.Offline {
+		if r.Offline && e.options.Seeds.Empty() {
 			return nil, fmt.Errorf("offline: %w", err)
 		}
 		return nil, nil //nolint:nilnil // nil: not known
@@ -329,7 +345,7 @@ func (e *Engine) known(ctx context.Context, r Request, lease *store.Lease) (*sto
 	}
 	for _, id := range image.DiffIDs {
 		_, err := e.options.Store.Layer(id)
-		if errors.Is(err, store.ErrNotFound) && !r.Offline {
+		if errors.Is(err, store.ErrNotFound) && (!r.Offline || !e.options.Seeds.Empty()) {
 			return nil, nil //nolint:nilnil // nil: incomplete, to be pulled again
 		}
 		if err != nil {

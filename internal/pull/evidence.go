@@ -21,8 +21,11 @@ type Evidence struct {
 	SignedBy     []string `json:"signed_by"` // empty: no policy asked for signatures
 	Fallbacks    []string `json:"fallbacks,omitempty"`
 
+	ResolvedBy string `json:"resolved_by"` // who had the manifest: "network", "local", "store" or "seed PATH"
+
 	NetworkBytes int64 `json:"network_bytes"` // received as blobs and manifests by this pull
 	StoreBytes   int64 `json:"store_bytes"`   // compressed size of layers that were there already
+	SeedBytes    int64 `json:"seed_bytes"`    // compressed size of layers that seeds had
 	SizeBytes    int64 `json:"size_bytes"`    // uncompressed, each distinct layer once
 	DiskBytes    int64 `json:"disk_bytes"`    // blocks that each distinct layer takes
 
@@ -34,7 +37,9 @@ type Evidence struct {
 type LayerEvidence struct {
 	DiffID      oci.DiffID `json:"diff_id"`
 	Digest      oci.Digest `json:"digest"`
-	Source      string     `json:"source"` // "network", "local", "store" or "shared" with a pull that was under way
+	Source      string     `json:"source"`             // "network", "local", "seed", "store" or "shared" with a pull that was under way
+	Seed        string     `json:"seed,omitempty"`     // path of the seed that has it
+	SeedUse     string     `json:"seed_use,omitempty"` // "copied", or used where it lies: "held", "sealed", "trusted" (docs/seeding.md)
 	Compression string     `json:"compression,omitempty"`
 	Inflated    string     `json:"inflated,omitempty"` // gzip by this pull: on how many cores, and why not on more
 	StoredBytes int64      `json:"stored_bytes"`       // compressed

@@ -19,6 +19,7 @@ type job struct {
 	source *sharedSource
 
 	rewrite bool // the store has it in another layout
+	offline bool // only seeds may be asked
 }
 
 // flight is one layer on its way. Everyone in this process who wants it waits
@@ -29,6 +30,7 @@ type flight struct {
 	fetched atomic.Int64 // compressed bytes so far
 	state   atomic.Value // State
 
+	began  time.Time       // when it began to fetch; of its own goroutine
 	ctx    context.Context //nolint:containedctx // the flight's own life, not a caller's
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed by fly, after the fields below are set

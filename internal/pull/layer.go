@@ -42,6 +42,10 @@ type layerNotes struct {
 	inflated     string
 	networkBytes int64
 	notes        []string
+
+	seed    string  // that it came from; "" if none
+	seedUse string  // what became of it there, see [seed.Hold]
+	refused []error // what seeds had of it and was not as it should be
 }
 
 // fetch brings one layer from its source into the store: the chain. It returns
@@ -52,50 +56,71 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 		return present, present != nil, how, err
 	}
 	defer func() { err = errors.Join(err, txn.Abort()) }()
-	fetching := time.Now()
+	f.began = time.Now()
 	f.enter(Fetching)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-
+	if done, how, err = e.fromSeeds(ctx, f, txn); done != nil || err != nil {
+		return done, false, how, err
+	}
+	if f.offline {
+		return nil, false, how, fmt.Errorf("offline: %w", errors.Join(append(how.refused, store.ErrNotFound)...))
+	}
 	body, err := f.source.Blob(ctx, f.blob, 0)
 	if err != nil {
 		return nil, false, how, err
 	}
 	defer func() { _ = body.Close() }()
+	refused := how.refused
+	record, how, err := e.chain(ctx, f, txn, body)
+	how.refused = refused
+	if err != nil {
+		return nil, false, how, err
+	}
+	how.networkBytes = f.fetched.Load()
+	done, err = e.commit(ctx, f, txn, record)
+	return done, false, how, err
+}
 
+// chain unpacks a blob into the transaction's directory: one line per stage.
+// Whatever is wrong with the blob, it is in the error, and nothing is committed.
+func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.Reader) (record store.LayerRecord, how layerNotes, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stored := stream.NewVerifier(&meter{src: body, flight: f}, "blob", f.blob.Digest, f.blob.Size)
 	fetched := stream.NewAhead(ctx, stored, storedBlocks, storedBlockBytes)
 	defer closeAfter(cancel, fetched)
 	opened, err := layer.Decompress(fetched, e.options.Decompress)
 	if err != nil {
-		return nil, false, how, e.blame(fetched, err)
+		return record, how, e.blame(fetched, err)
 	}
 	defer func() { _ = opened.Close() }()
 	inflated := stream.NewAhead(ctx, opened, plainBlocks, plainBlockBytes)
 	defer closeAfter(cancel, inflated)
 	plain := stream.NewBlockVerifier(inflated, "layer", f.diffID.Digest(), stream.AnySize)
 
-	record, err := e.keep(ctx, txn, f, plain)
+	record, err = e.keep(ctx, txn, f, plain)
 	if err == nil {
 		_, err = stream.Drain(fetched) // what follows the compressed data is part of the blob
 	} else {
 		_ = inflated.Close() // fetched is ours again
 		err = e.blame(fetched, err)
 	}
-	if err != nil {
-		return nil, false, how, err
-	}
-	how = layerNotes{compression: opened.Compression().String(), inflated: opened.Inflated(), networkBytes: f.fetched.Load(), notes: record.Notes}
+	record.SizeBytes = plain.Count()
+	return record, layerNotes{compression: opened.Compression().String(), inflated: opened.Inflated(), notes: record.Notes}, err
+}
+
+// commit puts a layer that was verified in its place.
+func (e *Engine) commit(ctx context.Context, f *flight, txn *store.Txn, record store.LayerRecord) (*store.Layer, error) {
 	record.DiffID = f.diffID
 	record.Blob = oci.Descriptor{MediaType: f.blob.MediaType, Digest: f.blob.Digest, Size: f.blob.Size}
-	record.SizeBytes = plain.Count()
-	done, err = txn.Commit(ctx, record)
-	if err != nil {
-		return nil, false, how, err
+	if record.Seed != nil {
+		record.Seed.Boot = e.options.Store.Boot()
 	}
-	e.log.LogAttrs(ctx, slog.LevelDebug, "layer stored", slog.String("diff_id", string(f.diffID)), slog.String("layout", record.Layout),
-		slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", plain.Count()), slog.Int64("entries", record.Entries), slog.Duration("elapsed", time.Since(fetching)))
-	return done, false, how, nil
+	done, err := txn.Commit(ctx, record)
+	if err == nil {
+		e.log.LogAttrs(ctx, slog.LevelDebug, "layer stored", slog.String("diff_id", string(f.diffID)), slog.String("layout", record.Layout),
+			slog.Int64("stored_bytes", f.blob.Size), slog.Int64("size_bytes", record.SizeBytes), slog.Int64("entries", record.Entries), slog.Duration("elapsed", time.Since(f.began)))
+	}
+	return done, err
 }
 
 // begin starts to write the layer, or returns it if the store has it as the flight
@@ -120,6 +145,10 @@ func (e *Engine) keep(ctx context.Context, txn *store.Txn, f *flight, plain stre
 	record, err := Index(ctx, txn.Path(), f.diffID, plain, e.options.Tar)
 	if !errors.Is(err, erofs.ErrInexpressible) {
 		return record, err
+	}
+	if e.options.Whole {
+		note := fmt.Sprintf("layer %s is stored as %s: %v", f.diffID, store.LayoutTar, err)
+		return store.LayerRecord{Layout: store.LayoutTar, Notes: []string{note}}, nil
 	}
 	e.log.LogAttrs(ctx, slog.LevelWarn, "layer is unpacked: its layout cannot express it", slog.String("diff_id", string(f.diffID)), slog.Any("reason", err))
 	record, unpackErr := e.unpackStored(ctx, txn.Path())
@@ -168,7 +197,7 @@ func Unpack(ctx context.Context, dir string, plain stream.Blocks, limits layer.L
 // its end. Where the file system has fs-verity it holds both to what they are now. After
 // an [erofs.ErrInexpressible] the whole tar is in dir, and no index.
 func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
-	if record, err = index(ctx, dir, id, plain, limits); err != nil {
+	if record, err = storeTar(ctx, dir, id, plain, limits); err != nil {
 		return record, err
 	}
 	for name, measured := range map[string]*string{store.TarName: &record.TarVerity, store.IndexName: &record.IndexVerity} {
@@ -180,33 +209,41 @@ func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, 
 	return record, nil
 }
 
-// index is Index but for what the file system measures.
-func index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
+// storeTar is Index but for what the file system measures.
+func storeTar(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
 	tar, err := os.OpenFile(filepath.Join(dir, store.TarName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
 	if err != nil {
 		return record, fmt.Errorf("store tar: %w", err)
 	}
-	defer func() { err = errors.Join(err, tar.Close()) }()
-	x, err := erofs.Copy(ctx, id, plain, tar, limits, erofs.Options{Dir: dir})
+	record, err = index(ctx, dir, id, plain, tar, limits, 0)
+	return record, errors.Join(err, tar.Close())
+}
+
+// index makes the index of a tar below dir, reads plain to its end, and writes it to
+// tar unless that is nil: then the tar is in a file already, from offset on.
+func index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, tar io.Writer, limits layer.Limits, offset int64) (record store.LayerRecord, err error) {
+	x, err := erofs.Copy(ctx, id, plain, tar, limits, erofs.Options{Dir: dir, DeviceOffset: offset})
 	if err != nil {
 		return record, err
 	}
 	defer func() { err = errors.Join(err, x.Close()) }()
-	index, err := os.OpenFile(filepath.Join(dir, store.IndexName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	f, err := os.OpenFile(filepath.Join(dir, store.IndexName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
 	if err != nil {
 		return record, fmt.Errorf("write index: %w", err)
 	}
-	indexBytes, err := x.WriteTo(index)
+	indexBytes, err := x.WriteTo(f)
 	if err != nil {
-		return record, errors.Join(err, index.Close())
+		return record, errors.Join(err, f.Close())
 	}
 	result := x.Result()
 	record = store.LayerRecord{
-		Layout: store.LayoutEROFS, Whiteouts: store.WhiteoutsTrusted, Entries: result.Entries,
-		DiskBytes: inBlocks(x.TarBytes()) + inBlocks(indexBytes),
-		Notes:     inexact(&apply.Result{OverlayXattrsDropped: result.OverlayXattrsDropped, XattrsImpossible: result.XattrsImpossible}),
+		Layout: store.LayoutEROFS, Whiteouts: store.WhiteoutsTrusted, Entries: result.Entries, DiskBytes: inBlocks(indexBytes),
+		Notes: inexact(&apply.Result{OverlayXattrsDropped: result.OverlayXattrsDropped, XattrsImpossible: result.XattrsImpossible}),
 	}
-	return record, index.Close()
+	if tar != nil {
+		record.DiskBytes += inBlocks(x.TarBytes())
+	}
+	return record, f.Close()
 }
 
 // inBlocks returns what a file takes on the disk.

@@ -34,6 +34,7 @@ func newEvidence(r Request, found *resolved) *Evidence {
 func (e *Evidence) have(position int, l *store.Layer, source string, how layerNotes) {
 	at := &e.Layers[position]
 	at.Source, at.SizeBytes, at.Notes, at.Compression, at.Inflated, at.Layout = source, l.SizeBytes, l.Notes, how.compression, how.inflated, l.Layout
+	at.Seed, at.SeedUse = how.seed, how.seedUse
 	e.SizeBytes += l.SizeBytes
 	e.DiskBytes += l.DiskBytes
 	e.Fallbacks = append(e.Fallbacks, l.Notes...)
@@ -48,12 +49,18 @@ func (e *Evidence) flown(position int, f *flight, shared bool) {
 		e.StoreBytes += f.blob.Size
 	case shared:
 		source = "shared"
+	case f.how.seed != "":
+		source = "seed"
+		e.SeedBytes += f.blob.Size
 	case f.source.local:
 		source = "local"
 	default:
 		e.NetworkBytes += f.how.networkBytes
 	}
 	e.have(position, f.layer, source, f.how)
+	for _, refused := range f.how.refused {
+		e.Fallbacks = append(e.Fallbacks, refused.Error())
+	}
 }
 
 // repeat fills in the layers that stand in the stack more than once.

@@ -33,6 +33,7 @@ func (e *Engine) resolve(ctx context.Context, r Request) (*resolved, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.note(descriptor, raw)
 	found := &resolved{bytes: int64(len(raw))}
 	document, err := oci.DecodeDocument(raw, descriptor.MediaType)
 	if err != nil {
@@ -56,6 +57,13 @@ func (e *Engine) resolve(ctx context.Context, r Request) (*resolved, error) {
 	return found, e.readConfig(ctx, r, found)
 }
 
+// note hands a document out.
+func (r *Request) note(d oci.Descriptor, raw []byte) {
+	if r.Document != nil {
+		r.Document(d.Digest, raw)
+	}
+}
+
 // enter goes from an index to the entry that fits the platform, or to the first
 // nested one that has something that does.
 func (e *Engine) enter(ctx context.Context, r Request, index *oci.Index, found *resolved) (oci.Descriptor, []byte, *oci.Document, error) {
@@ -72,6 +80,7 @@ func (e *Engine) enter(ctx context.Context, r Request, index *oci.Index, found *
 		if descriptor.Size != candidate.Size {
 			return oci.Descriptor{}, nil, nil, &stream.MismatchError{What: "manifest", Want: candidate.Digest, Got: descriptor.Digest, WantSize: candidate.Size, GotSize: descriptor.Size}
 		}
+		r.note(descriptor, raw)
 		found.bytes += int64(len(raw))
 		document, err := oci.DecodeDocument(raw, candidate.MediaType)
 		if err != nil {

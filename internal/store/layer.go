@@ -29,6 +29,8 @@ const (
 const (
 	LayoutDir   = "dir"   // an unpacked tree
 	LayoutEROFS = "erofs" // a tar and its index
+	LayoutSeed  = "seed"  // an index over a tar that lies in a seed: see [SeedRef]
+	LayoutTar   = "tar"   // only the tar, in a seed: what no index can express
 )
 
 // Whiteouts of a layer: the prefix of overlayfs's extended attributes.
@@ -50,6 +52,7 @@ type LayerRecord struct {
 	Entries   int64          `json:"entries"`
 	Created   time.Time      `json:"created"`
 	Notes     []string       `json:"notes,omitempty"` // what is not exact, such as devices left out
+	Seed      *SeedRef       `json:"seed,omitempty"`  // where the contents are; nil: in the store
 
 	// TarVerity and IndexVerity are what the file system measures the two files as
 	// (fs-verity), "ALGORITHM:HEX"; "" where it does not.
@@ -68,16 +71,37 @@ type Layer struct {
 }
 
 // FS returns the path of the unpacked tree of a layer in [LayoutDir].
-func (l *Layer) FS() string { return filepath.Join(l.Path, FSName) }
+func (l *Layer) FS() string {
+	if l.Seed != nil {
+		return l.Seed.Path
+	}
+	return filepath.Join(l.Path, FSName)
+}
 
 // Journal returns the path of what apply wrote down.
-func (l *Layer) Journal() string { return filepath.Join(l.Path, JournalName) }
+func (l *Layer) Journal() string { return filepath.Join(filepath.Dir(l.FS()), JournalName) }
 
 // Tar returns the path of the uncompressed layer in [LayoutEROFS].
 func (l *Layer) Tar() string { return filepath.Join(l.Path, TarName) }
 
 // Index returns the path of the image over it.
-func (l *Layer) Index() string { return filepath.Join(l.Path, IndexName) }
+func (l *Layer) Index() string {
+	if l.Seed != nil && l.Seed.Index != "" {
+		return l.Seed.Index
+	}
+	return filepath.Join(l.Path, IndexName)
+}
+
+// OpenTar opens the file that the uncompressed layer is in, and returns where in it
+// the layer begins. The caller closes it.
+func (l *Layer) OpenTar() (f *os.File, offset int64, err error) {
+	if l.Seed == nil {
+		f, err = os.Open(l.Tar())
+		return f, 0, err
+	}
+	f, err = l.Seed.Open()
+	return f, l.Seed.Offset, err
+}
 
 func (s *Store) layerPath(id oci.DiffID) string { return s.path(layerDir(id)) }
 
@@ -87,7 +111,7 @@ func layerDir(id oci.DiffID) string {
 }
 
 // Layer returns the layer id, [ErrNotFound], or [ErrCorrupt] when it is there but
-// cannot be understood. Seeds will be looked into here.
+// cannot be understood. A layer whose seed is gone is not there.
 func (s *Store) Layer(id oci.DiffID) (*Layer, error) {
 	// The directory may be collected and made again while it is read.
 	for range 3 {
@@ -118,6 +142,11 @@ func (s *Store) readLayer(id oci.DiffID) (*Layer, error) {
 		return nil, fmt.Errorf("look up layer %s: its record says %q: %w", id, layer.DiffID, ErrCorrupt)
 	}
 	layer.UnsyncedBoot = mark
+	if layer.Seed != nil {
+		if err := layer.Seed.holds(s.boot); err != nil {
+			return nil, fmt.Errorf("layer %s: %w", id, err)
+		}
+	}
 	return layer, nil
 }
 

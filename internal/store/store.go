@@ -224,6 +224,10 @@ func readRecord(path string, into any) error {
 	if err != nil {
 		return err
 	}
+	return decodeRecord(path, raw, into)
+}
+
+func decodeRecord(path string, raw []byte, into any) error {
 	if err := json.Unmarshal(raw, into); err != nil {
 		return fmt.Errorf("read %s: %w: %w", path, ErrCorrupt, err)
 	}

@@ -161,7 +161,9 @@ func (t *Txn) Commit(ctx context.Context, record LayerRecord) (*Layer, error) {
 	if t.rewrite {
 		return &Layer{LayerRecord: record, Path: s.layerPath(t.id)}, c.discard()
 	}
-	record.UnsyncedBoot = s.boot
+	if !record.ofBoot() {
+		record.UnsyncedBoot = s.boot
+	}
 	return &Layer{LayerRecord: record, Path: s.layerPath(t.id)}, c.release()
 }
 
@@ -172,7 +174,7 @@ func (t *Txn) commit(ctx context.Context, record LayerRecord) error {
 		return err
 	}
 	files := map[string][]byte{recordName: raw}
-	if !t.rewrite {
+	if !t.rewrite && !record.ofBoot() {
 		files[unsyncedPrefix+s.boot] = nil
 	}
 	for name, content := range files {

@@ -71,7 +71,8 @@ func (a *Size) add(b Size) {
 type LayerUsage struct {
 	DiffID oci.DiffID `json:"diff_id"`
 	Size
-	Images int `json:"images"` // how many use it; 0 means that the collector takes it
+	Images int    `json:"images"`         // how many use it; 0 means that the collector takes it
+	Seed   string `json:"seed,omitempty"` // where its contents are, if not in the store
 }
 
 // ImageUsage is the room that one image's layers take, repeated layers once.
@@ -96,6 +97,7 @@ type Usage struct {
 	Images     []ImageUsage `json:"images"`
 	Mounts     []MountUsage `json:"mounts"`
 	Merged     Size         `json:"merged"` // indexes over the layers of whole images
+	Seeds      []SeedUsage  `json:"seeds"`
 	Staging    Size         `json:"staging"`
 	Quarantine Size         `json:"quarantine"`
 	Total      Size         `json:"total"` // all of the above, and records
@@ -131,8 +133,15 @@ func (s *Store) usage(ctx context.Context) (u Usage, err error) {
 		return u, err
 	}
 	for _, layer := range layers {
-		u.Layers = append(u.Layers, LayerUsage{DiffID: layer.DiffID, Size: sizes[layer.DiffID], Images: users[layer.DiffID]})
+		use := LayerUsage{DiffID: layer.DiffID, Size: sizes[layer.DiffID], Images: users[layer.DiffID]}
+		if layer.Seed != nil {
+			use.Seed = layer.Seed.Seed
+		}
+		u.Layers = append(u.Layers, use)
 		u.Total.add(sizes[layer.DiffID])
+	}
+	if u.Seeds, err = s.seedUsage(layers); err != nil {
+		return u, err
 	}
 	mounts, err := s.Mounts()
 	if err != nil {

@@ -156,6 +156,9 @@ func (l *Layer) complete() error {
 		}
 		_, err = os.Lstat(l.Index())
 		return err
+	case LayoutSeed: // the seed's file was looked at when the layer was looked up
+		_, err := os.Lstat(l.Index())
+		return err
 	}
 	return fmt.Errorf("layout %q is unknown", l.Layout)
 }

@@ -25,6 +25,7 @@ import (
 type App struct {
 	Name          string // "dray" or "dray-guest"
 	DefaultStore  string // "": dray.DefaultStore
+	ForeignDisks  bool   // the machine's disks are those of somebody who is not trusted
 	Stdin         *os.File
 	Stdout        io.Writer // results
 	Stderr        io.Writer // everything else
@@ -47,6 +48,8 @@ type Globals struct {
 	AuthFile           string
 	Platform           string
 	Layout             string
+	Seeds              []string
+	TrustedSeeds       []string
 	MaxLayerSize       string
 	MaxEntries         int64
 	Workers            int
@@ -58,6 +61,9 @@ type Globals struct {
 	LogLevel           string
 	LogFormat          string
 }
+
+// noSeeds is the --seed that stands for none.
+const noSeeds = "none"
 
 // Progress shows how pulls get on.
 type Progress interface {
@@ -197,6 +203,8 @@ func (a *App) addGlobals(root *cobra.Command) {
 	f.StringVar(&g.MaxLayerSize, "max-layer-size", "", "`size` that a layer may have uncompressed, such as 20GiB (empty: 1 TiB)")
 	f.Int64Var(&g.MaxEntries, "max-entries", 0, "`number` of files that a layer may have (0: ten million)")
 	f.StringVar(&g.Layout, "layout", "auto", "how new layers are stored: `auto|dir|erofs` (auto: erofs where the kernel mounts it from files; see store inspect --layouts)")
+	f.StringArrayVar(&g.Seeds, "seed", nil, "`path` of a seed, a directory or file with layers that need not be pulled; repeatable (default: /usr/share/dray/seed and /var/lib/dray/seeds/*; none: not even those)")
+	f.StringArrayVar(&g.TrustedSeeds, "trust-seed", nil, "`path` of a seed that is used without being hashed: only where a trusted party alone can write, as on a measured root file system; repeatable")
 	f.IntVar(&g.Workers, "workers", 0, "layers in flight at once (0: one per CPU)")
 	f.StringVar(&g.Memory, "memory", "", "`size` that buffers may take together, such as 16MiB (empty: what the formula of --explain says)")
 	f.StringVar(&g.Sync, "sync", "auto", "when what was pulled is made safe from power loss: `before|after|never` the command has its result (auto: pull before, others after)")
@@ -257,10 +265,16 @@ func (a *App) Options() (dray.Options, error) {
 		CertDirs:           g.CertDirs,
 		Platform:           g.Platform,
 		Layout:             dray.Layout(g.Layout),
+		Seeds:              g.Seeds,
+		TrustedSeeds:       g.TrustedSeeds,
+		ForeignDisks:       a.ForeignDisks,
 		MaxEntries:         g.MaxEntries,
 		Workers:            g.Workers,
 		Sync:               a.sync,
 		Log:                a.log,
+	}
+	if len(g.Seeds) == 1 && g.Seeds[0] == noSeeds {
+		o.Seeds = []string{}
 	}
 	switch o.Layout {
 	case dray.LayoutAuto, dray.LayoutDir, dray.LayoutEROFS:

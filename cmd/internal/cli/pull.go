@@ -54,7 +54,7 @@ type PullFlags struct {
 
 // Add adds the flags to cmd.
 func (p *PullFlags) Add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&p.offline, "offline", false, "take what the store has, ask no registry")
+	cmd.Flags().BoolVar(&p.offline, "offline", false, "take what the store and seeds have, ask no registry")
 	cmd.Flags().BoolVar(&p.requireDigest, "require-digest", false, "refuse references that are not pinned to a digest")
 }
 
@@ -144,8 +144,8 @@ func (a *App) printImage(image *dray.Image) error {
 	e := image.Evidence
 	_, err := fmt.Fprintf(a.Stdout, "%s@%s\n", image.Reference, image.Manifest)
 	if err == nil {
-		_, err = fmt.Fprintf(a.Stderr, "%d layers, %s: %s from network, %s in store already, %s, peak memory %s\n",
-			len(e.Layers), Size(e.SizeBytes), Size(e.NetworkBytes), Size(e.StoreBytes),
+		_, err = fmt.Fprintf(a.Stderr, "%d layers, %s: %s from network, %s from seeds, %s in store already, %s, peak memory %s\n",
+			len(e.Layers), Size(e.SizeBytes), Size(e.NetworkBytes), Size(e.SeedBytes), Size(e.StoreBytes),
 			time.Duration(e.Stages.Total).Round(time.Millisecond), Size(e.PeakBytes))
 	}
 	for _, fallback := range e.Fallbacks {

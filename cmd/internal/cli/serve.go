@@ -20,7 +20,7 @@ const defaultLinger = 30 * time.Second
 func (a *App) ServeCommand() *cobra.Command {
 	var options dray.ServeOptions
 	var reply string
-	var noConfig, explain bool
+	var noConfig, explain, offline bool
 	var profile string
 	linger := defaultLinger
 	cmd := &cobra.Command{
@@ -51,7 +51,7 @@ is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCod
 				defer func() { err = errors.Join(err, stop()) }()
 			}
 			options.ReplyWith = mode
-			return a.runServe(cmd, options, dray.BundleOptions{NoConfig: noConfig, NoCommand: true, Pull: dray.PullOptions{Fresh: true}}, linger, explain)
+			return a.runServe(cmd, options, dray.BundleOptions{NoConfig: noConfig, NoCommand: true, Pull: dray.PullOptions{Fresh: true, Offline: offline}}, linger, explain)
 		},
 	}
 	f := cmd.Flags()
@@ -59,6 +59,7 @@ is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCod
 	f.StringVar(&reply, "reply", "manifest", "what the answer carries: `manifest|config|empty`")
 	f.BoolVar(&options.RequireDigest, "require-digest", false, "refuse references that are not pinned to a digest")
 	f.BoolVar(&options.AllowLocal, "allow-local", false, "take local:// and oci-archive: references")
+	f.BoolVar(&offline, "offline", false, "take what the store and seeds have, ask no registry")
 	f.StringVar(&options.BundleRoot, "bundle-root", "", "`directory` below which every bundle must be")
 	f.DurationVar(&options.Grace, "grace", guest.DefaultGrace, "how long running calls may take to finish at shutdown")
 	f.DurationVar(&linger, "linger", linger, "how long a layer goes on after its caller gave up, for one that asks again")

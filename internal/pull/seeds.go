@@ -1,0 +1,338 @@
+package pull
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"dray/internal/erofs"
+	"dray/internal/layer"
+	"dray/internal/oci"
+	"dray/internal/seed"
+	"dray/internal/store"
+	"dray/internal/stream"
+)
+
+// seeded is a source with the store's records and seeds before it: a document that
+// has a digest comes from where it is, whole and verified, and only otherwise from
+// the source. It serves one pull.
+type seeded struct {
+	Source
+	engine  *Engine
+	local   bool
+	offline bool
+
+	bytes    int64  // of documents that did not come from the source
+	manifest string // who had the first document: "store", "seed PATH"; "" for the source
+	asked    bool
+}
+
+func (e *Engine) overSource(r Request) *seeded {
+	return &seeded{Source: r.Source, engine: e, local: r.Local, offline: r.Offline}
+}
+
+// resolve finds the image that r asks for.
+func (s *seeded) resolve(ctx context.Context, r Request) (*resolved, error) {
+	var err error
+	if r.Reference, err = s.pin(r.Reference); err != nil {
+		return nil, err
+	}
+	r.Source = s
+	return s.engine.resolve(ctx, r)
+}
+
+// pin puts the digest into a reference that has none, where nobody else may be
+// asked what it means.
+func (s *seeded) pin(ref oci.Reference) (oci.Reference, error) {
+	if !s.offline || ref.Digest != "" {
+		return ref, nil
+	}
+	name := ref.String()
+	digest, err := s.engine.options.Store.Ref(name)
+	if errors.Is(err, store.ErrNotFound) {
+		var ok bool
+		if digest, _, ok = s.engine.options.Seeds.Name(name); ok {
+			err = nil
+		} else {
+			err = fmt.Errorf("offline: neither the store nor a seed whose names are believed knows it; pin it to a digest: %w", err)
+		}
+	}
+	ref.Digest = digest
+	return ref, err
+}
+
+// by says who had the manifest.
+func (s *seeded) by() string {
+	switch {
+	case s.manifest != "":
+		return s.manifest
+	case s.local:
+		return "local"
+	}
+	return "network"
+}
+
+// Resolve implements [Source].
+func (s *seeded) Resolve(ctx context.Context, tag string, digest oci.Digest) (oci.Descriptor, []byte, error) {
+	if digest != "" {
+		if raw, mediaType, ok := s.document(digest); ok {
+			return oci.Descriptor{MediaType: mediaType, Digest: digest, Size: int64(len(raw))}, raw, nil
+		}
+	}
+	s.asked = true
+	if s.offline {
+		return oci.Descriptor{}, nil, fmt.Errorf("offline: neither the store nor a seed has manifest %s: %w", digest, store.ErrNotFound)
+	}
+	return s.Source.Resolve(ctx, tag, digest)
+}
+
+// document returns a manifest or index that is here.
+func (s *seeded) document(digest oci.Digest) (raw []byte, mediaType string, ok bool) {
+	if s.engine.options.Seeds.Empty() {
+		return nil, "", false
+	}
+	if image, err := s.engine.options.Store.Image(digest); err == nil {
+		s.took("store", len(image.RawManifest))
+		return image.RawManifest, image.Manifest.MediaType, true
+	}
+	for _, one := range s.engine.options.Seeds.Seeds() {
+		if raw, ok := one.Document(digest); ok {
+			s.took("seed "+one.Path(), len(raw))
+			return raw, "", true // its own field says what it is
+		}
+	}
+	return nil, "", false
+}
+
+// Blob implements [Source]: of a config.
+func (s *seeded) Blob(ctx context.Context, d oci.Descriptor, offset int64) (io.ReadCloser, error) {
+	for _, one := range s.engine.options.Seeds.Seeds() {
+		if raw, ok := one.Config(d.Digest); ok && offset == 0 {
+			s.took("", len(raw))
+			return io.NopCloser(bytes.NewReader(raw)), nil
+		}
+	}
+	if s.offline {
+		return nil, fmt.Errorf("offline: no seed has it: %w", store.ErrNotFound)
+	}
+	return s.Source.Blob(ctx, d, offset)
+}
+
+// took notes what did not come from the source.
+func (s *seeded) took(from string, sizeBytes int) {
+	s.bytes += int64(sizeBytes)
+	if !s.asked && s.manifest == "" {
+		s.manifest = from
+	}
+}
+
+// offered tells whether a seed has a layer, as it says, or its blob.
+func (e *Engine) offered(j job) (offered bool, refused []error) {
+	found, refused := e.options.Seeds.Layers(j.diffID)
+	if len(found) > 0 {
+		return true, refused
+	}
+	blobs := e.options.Seeds.Blobs(j.blob)
+	for _, b := range blobs {
+		_ = b.Close()
+	}
+	return len(blobs) > 0, refused
+}
+
+// fromSeeds brings the layer out of a seed, if one has it: used where it lies if it
+// stays there what it was when it was hashed, copied otherwise. done is nil when no
+// seed has it as it should be; how then says what was refused. An error is the
+// store's.
+func (e *Engine) fromSeeds(ctx context.Context, f *flight, txn *store.Txn) (done *store.Layer, how layerNotes, err error) {
+	found, refused := e.options.Seeds.Layers(f.diffID)
+	how.refused = refused
+	for _, l := range found {
+		record, use, err := e.take(ctx, f, txn, l)
+		if err == nil {
+			how.seed, how.seedUse, how.notes = l.Seed.Path(), use, record.Notes
+			done, err = e.commit(ctx, f, txn, record)
+			return done, how, err
+		}
+		if ctx.Err() != nil || !isSeeds(err) {
+			return nil, how, e.options.Store.Explain(err)
+		}
+		e.refuse(ctx, f, &how, &seed.RefusedError{Seed: l.Seed.Path(), DiffID: f.diffID, Cause: err})
+		if err := txn.Reset(); err != nil {
+			return nil, how, err
+		}
+	}
+	for _, blob := range e.options.Seeds.Blobs(f.blob) {
+		if done != nil {
+			_ = blob.Close()
+			continue
+		}
+		record, notes, err := e.chain(ctx, f, txn, blob)
+		if err == nil {
+			notes.refused, how = how.refused, notes
+			how.seed, how.seedUse = blob.Seed.Path(), seed.Loose.String()
+			if done, err = e.commit(ctx, f, txn, record); err != nil {
+				return nil, how, err
+			}
+			continue
+		}
+		if ctx.Err() != nil || !isSeeds(err) {
+			return nil, how, err
+		}
+		e.refuse(ctx, f, &how, &seed.RefusedError{Seed: blob.Seed.Path(), DiffID: f.diffID, Cause: err})
+		if err := txn.Reset(); err != nil {
+			return nil, how, err
+		}
+	}
+	return done, how, nil
+}
+
+func (e *Engine) refuse(ctx context.Context, f *flight, how *layerNotes, err error) {
+	f.fetched.Store(0)
+	how.refused = append(how.refused, err)
+	e.log.LogAttrs(ctx, slog.LevelWarn, "layer of a seed refused", slog.Any("error", err))
+}
+
+// isSeeds tells whether an error can only be the seed's: what it holds, or that it
+// cannot be read.
+func isSeeds(err error) bool {
+	var path *os.PathError
+	return errors.Is(err, seed.ErrRefused) || errors.Is(err, errSeedRead) || errors.Is(err, stream.ErrMismatch) ||
+		errors.Is(err, stream.ErrTooLarge) || errors.Is(err, store.ErrVersion) || isContent(err) || isLimit(err) ||
+		errors.As(err, &path) && errors.Is(err, os.ErrNotExist)
+}
+
+func isLimit(err error) bool {
+	var limit *layer.LimitError
+	return errors.As(err, &limit)
+}
+
+// errSeedRead marks errors of reading a seed, whatever they are: EIO, ESTALE.
+var errSeedRead = errors.New("cannot be read")
+
+// marked marks the errors of a reader.
+type marked struct{ io.Reader }
+
+// Read implements [io.Reader].
+func (m marked) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", errSeedRead, err)
+	}
+	return n, err
+}
+
+// take makes a layer out of what a seed has of it, and says how.
+func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.Layer) (record store.LayerRecord, use string, err error) {
+	whole := f.rewrite || e.options.Whole
+	if l.Seed.Trusted() && !whole {
+		if record, ok := e.takeAsIs(l); ok {
+			return record, seed.Trusted.String(), nil
+		}
+	}
+	tar, err := l.OpenTar()
+	if err != nil {
+		return record, "", fmt.Errorf("%w: %w", seed.ErrRefused, err)
+	}
+	defer func() { _ = tar.Close() }()
+	if limit := e.options.Decompress.MaxBytes; limit > 0 && tar.Size > limit {
+		return record, "", fmt.Errorf("%d bytes, the limit is %d: %w", tar.Size, limit, stream.ErrTooLarge)
+	}
+	f.enter(Fetching)
+	if f.layout == store.LayoutEROFS && !whole {
+		record, use, err = e.takeInPlace(ctx, f, txn, l, tar)
+		if err != nil || use != "" {
+			return record, use, err
+		}
+	}
+	plain := stream.NewBlockVerifier(stream.NewSlicer(marked{tar}, plainBlockBytes), "layer", f.diffID.Digest(), stream.AnySize)
+	record, err = e.keep(ctx, txn, f, plain)
+	record.SizeBytes = plain.Count()
+	return record, seed.Loose.String(), err
+}
+
+// takeAsIs uses a trusted seed's own tree or index, and reads nothing of it.
+func (e *Engine) takeAsIs(l *seed.Layer) (record store.LayerRecord, ok bool) {
+	if e.options.Apply.UserNS {
+		return record, false // whiteouts are in another form there
+	}
+	record = l.Record
+	record.Seed, record.UnsyncedBoot = nil, ""
+	switch l.Record.Layout {
+	case store.LayoutEROFS:
+		index := l.Index()
+		tar, err := l.OpenTar()
+		if err != nil || index == "" {
+			break
+		}
+		defer func() { _ = tar.Close() }()
+		place, _, err := tar.Place(l.Seed)
+		if err != nil || place == nil || place.Ref.Offset != 0 || tryMount(index, place.File) != nil {
+			break
+		}
+		place.Ref.Index = index
+		record.Layout, record.Seed = store.LayoutSeed, &place.Ref
+		return record, true
+	case store.LayoutDir:
+		if record.Whiteouts != store.WhiteoutsTrusted {
+			break
+		}
+		if ref, err := l.Tree(); err == nil {
+			record.Seed = ref
+			return record, true
+		}
+	}
+	return record, false
+}
+
+// takeInPlace hashes a tar where it lies, unless it is trusted, and makes an index
+// over it. use is "" when the tar cannot be used there: then it is still to be read.
+func (e *Engine) takeInPlace(ctx context.Context, f *flight, txn *store.Txn, l *seed.Layer, tar *seed.Tar) (record store.LayerRecord, use string, err error) {
+	place, why, err := tar.Place(l.Seed)
+	if err != nil || place == nil || place.Hold == seed.Loose || place.Ref.Offset%erofs.BlockBytes != 0 {
+		e.log.LogAttrs(ctx, slog.LevelDebug, "layer of a seed is copied", slog.String("diff_id", string(f.diffID)), slog.String("reason", why), slog.Any("error", err))
+		return record, "", err
+	}
+	var plain stream.Blocks = stream.NewSlicer(marked{io.NewSectionReader(place.File, place.Ref.Offset, tar.Size)}, plainBlockBytes)
+	if place.Hold != seed.Trusted {
+		plain = stream.NewBlockVerifier(plain, "layer", f.diffID.Digest(), tar.Size)
+	}
+	record, err = index(ctx, txn.Path(), f.diffID, plain, nil, e.options.Tar, place.Ref.Offset)
+	if errors.Is(err, erofs.ErrInexpressible) {
+		return record, "", nil
+	}
+	if err != nil {
+		return record, "", err
+	}
+	path := filepath.Join(txn.Path(), store.IndexName)
+	if err := tryMount(path, place.File); err != nil {
+		e.log.LogAttrs(ctx, slog.LevelInfo, "layer of a seed is copied: it cannot be mounted where it lies", slog.String("diff_id", string(f.diffID)), slog.Any("error", err))
+		return record, "", os.Remove(path)
+	}
+	now, err := store.IdentifyFile(place.File)
+	if err == nil && now != place.Ref.File {
+		err = fmt.Errorf("changed while it was read: %w", seed.ErrRefused)
+	}
+	record.Layout, record.Seed, record.SizeBytes = store.LayoutSeed, &place.Ref, tar.Size
+	return record, place.Hold.String(), err
+}
+
+// tryMount finds out whether the kernel mounts an index with the tar where it lies.
+func tryMount(index string, tar *os.File) error {
+	f, err := os.Open(index) //nolint:gosec // ours, or trusted
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	fd, err := erofs.Mount(erofs.Files, int(f.Fd()), int(tar.Fd()))
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}

@@ -1,0 +1,195 @@
+package seed
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"dray/internal/oci"
+	"dray/internal/store"
+)
+
+// Layer is what one seed has of a layer. Nothing of it is verified.
+type Layer struct {
+	Seed   *Seed
+	Record store.LayerRecord
+	from   files
+	dir    string
+}
+
+// Layers returns what the seeds have of a layer, in their order. What is wrong with
+// some of it comes second: as [ErrRefused], naming the seed.
+func (s *Set) Layers(id oci.DiffID) (found []*Layer, refused []error) {
+	for _, one := range s.Seeds() {
+		layer, err := one.layer(id)
+		switch {
+		case err == nil:
+			found = append(found, layer)
+		case !errors.Is(err, fs.ErrNotExist):
+			refused = append(refused, one.refuse(id, err))
+		}
+	}
+	return found, refused
+}
+
+// refuse says of what in which seed an error is.
+func (s *Seed) refuse(id oci.DiffID, err error) error {
+	return &RefusedError{Seed: s.path, DiffID: id, Cause: err}
+}
+
+// RefusedError says what is wrong with a layer of a seed. It is an [ErrRefused].
+type RefusedError struct {
+	Seed   string
+	DiffID oci.DiffID
+	Cause  error
+}
+
+// Error implements error.
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("seed %s: layer %s refused: %v", e.Seed, e.DiffID, e.Cause)
+}
+
+// Is makes every RefusedError an [ErrRefused].
+func (e *RefusedError) Is(target error) bool { return target == ErrRefused }
+
+// layer looks a layer up. It is [fs.ErrNotExist] where the seed has none.
+func (s *Seed) layer(id oci.DiffID) (*Layer, error) {
+	from, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	l := &Layer{Seed: s, from: from, dir: filepath.Join("layers", id.Digest().Algorithm(), id.Hex())}
+	path := filepath.Join(l.dir, "layer.json")
+	raw, err := readFile(from, path, maxRecordBytes)
+	if err != nil {
+		return nil, err
+	}
+	record, err := store.DecodeLayer(path, raw)
+	if err != nil {
+		return nil, err
+	}
+	l.Record = *record
+	if l.Record.DiffID != id {
+		return nil, fmt.Errorf("its record is of %q", l.Record.DiffID)
+	}
+	return l, nil
+}
+
+// Tar is the uncompressed bytes of a layer, as a seed has them.
+type Tar struct {
+	io.Reader
+	io.Closer
+	Size int64
+	part *part // nil: they are put together of a tree
+}
+
+// OpenTar opens the bytes. The caller closes it.
+func (l *Layer) OpenTar() (*Tar, error) {
+	p, err := l.from.open(filepath.Join(l.dir, store.TarName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("it has no %s to be verified by: %w", store.TarName, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.size != l.Record.SizeBytes {
+		_ = p.Close()
+		return nil, fmt.Errorf("%s has %d bytes instead of %d", store.TarName, p.size, l.Record.SizeBytes)
+	}
+	return &Tar{Reader: p.reader(), Closer: p, Size: p.size, part: p}, nil
+}
+
+// Place is where a layer lies that is used where it is.
+type Place struct {
+	Ref  store.SeedRef // without Boot
+	File *os.File      // what Ref is about: the file of the tar. The caller closes it
+	Hold Hold
+}
+
+// Place returns where the tar lies, and what holds it there.
+func (t *Tar) Place(of *Seed) (*Place, string, error) {
+	if t.part == nil {
+		return nil, "it is put together of files", nil
+	}
+	hold, why := Trusted, ""
+	if !of.trusted {
+		hold, why = of.machine.judge(t.part.File)
+	}
+	id, err := store.IdentifyFile(t.part.File)
+	if err != nil {
+		return nil, "", err
+	}
+	path, err := filepath.Abs(t.part.Name())
+	if err != nil {
+		return nil, "", err
+	}
+	return &Place{
+		Ref:  store.SeedRef{Seed: of.path, Path: path, Offset: t.part.offset, Trusted: of.trusted, File: id},
+		File: t.part.File, Hold: hold,
+	}, why, nil
+}
+
+// Blob is a compressed blob of a layer, as a seed has it.
+type Blob struct {
+	io.Reader
+	io.Closer
+	Seed *Seed
+}
+
+// Blobs returns the blobs of that digest and size.
+func (s *Set) Blobs(d oci.Descriptor) []*Blob {
+	var found []*Blob
+	for _, one := range s.Seeds() {
+		from, err := one.files()
+		if err != nil {
+			continue
+		}
+		p, err := from.open(filepath.Join(blobsName, d.Digest.Algorithm(), d.Digest.Hex()))
+		if err != nil {
+			continue
+		}
+		if p.size != d.Size {
+			_ = p.Close()
+			continue
+		}
+		found = append(found, &Blob{Reader: p.reader(), Closer: p, Seed: one})
+	}
+	return found
+}
+
+// Index returns the path of the index that a trusted seed has over a tar that is a
+// file of its own; "" if there is none that could be used.
+func (l *Layer) Index() string {
+	p, err := l.from.open(filepath.Join(l.dir, store.IndexName))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = p.Close() }()
+	path, err := filepath.Abs(p.Name())
+	if err != nil || !p.alone {
+		return ""
+	}
+	return path
+}
+
+// Tree returns where the unpacked tree of a trusted seed's layer lies, to be used
+// there.
+func (l *Layer) Tree() (*store.SeedRef, error) {
+	f, err := l.from.tree(filepath.Join(l.dir, store.FSName))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	id, err := store.IdentifyFile(f)
+	if err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(f.Name())
+	if err != nil {
+		return nil, err
+	}
+	return &store.SeedRef{Seed: l.Seed.path, Path: path, Trusted: true, File: id}, nil
+}
