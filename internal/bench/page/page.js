@@ -7,7 +7,7 @@
   const color = (rival) => palette[rivals.indexOf(rival) % palette.length];
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const digits = (v) => (v === 0 ? "0" : v < 10 ? v.toPrecision(3) : v.toFixed(v < 100 ? 1 : 0));
-  const show = (v, unit) => (unit === "B" ? digits(v / 1e6) + " MB" : v < 1 ? digits(v * 1e3) + " ms" : digits(v) + " s");
+  const show = (v, unit) => (unit === "B" ? (v < 1e3 ? v + " B" : v < 1e5 ? digits(v / 1e3) + " kB" : digits(v / 1e6) + " MB") : v < 1 ? digits(v * 1e3) + " ms" : digits(v) + " s");
   const element = (tag, text, parent) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; if (parent) parent.append(e); return e; };
 
   const m = report.machine;
@@ -92,7 +92,7 @@
   const stageColors = { resolve: palette[5], layers: palette[0], sync: palette[7], mount: palette[1], answer: palette[8], layer: palette[3] };
   function timeline(l, parent) {
     const spans = l.timeline, c = card(parent, `${l.rival}: ${digits(l.figures.seconds.middle)} s`), box = element("div", undefined, c);
-    const label = (s) => (s.name === "layer" ? `${s.layer.slice(7, 13)} ${show(s.bytes || 0, "B")}` : s.name);
+    const label = (s) => (s.name === "layer" ? `${s.layer.slice(7, 11)} ${show(s.bytes || 0, "B")}` : s.name);
     const o = base(Math.max(240, c.clientWidth - 34));
     o.height = 60 + 18 * spans.length;
     o.cursor = { show: false };
@@ -181,6 +181,10 @@
   let timer;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(draw, 100); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  // paper: light, narrow, two charts beside each other, and what the machine was
+  const paper = (on) => { document.documentElement.classList.toggle("paper", on); document.querySelector("details").open = on; draw(); };
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
   byId("memory").hidden = !report.profiles;
   (report.profiles || []).forEach((p) => profile(p, byId("profiles")));
   images();
