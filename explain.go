@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"dray/internal/erofs"
+	"dray/internal/inflate"
 	"dray/internal/pull"
 )
 
@@ -26,6 +27,10 @@ const (
 	namesBytes  = 2<<20 + erofs.DefaultMaxBytes // with the mapped pages of an index beyond its limit that are in use at once
 	rangesBytes = 4 << 20
 )
+
+// A core that helps to inflate a layer takes the place of a layer that is not in
+// flight: its memory is not more than that one's.
+const _ = uint(pull.RingBytes + pull.CodecBytes + namesBytes - inflate.HelperBytes)
 
 // Explain returns the formula with this client's numbers.
 func (c *Client) Explain() Formula {

@@ -17,15 +17,12 @@ const (
 	// and one whose output is being read.
 	specsPerHelper = 2
 
-	// HelperBytes is the least memory of a [Parallel] for each of its helpers, besides
+	// HelperBytes is the memory of a [Parallel] for each of its helpers, besides
 	// [StateBytes]: the stretches, their input, and that of what lies between.
 	HelperBytes = specsPerHelper*(int(unsafe.Sizeof(speculation{}))+2*windowBytes+roomBytes) +
 		2*specsPerHelper*(segmentBytes+tailBytes) + int(unsafe.Sizeof(resolver{}))
 
-	// maxScale is how many times that is of use.
-	maxScale = 4
-
-	segmentBytes, tailBytes, roomBytes = 128 << 10, 64 << 10, 1280 << 10 // of smallSizes
+	segmentBytes, tailBytes, roomBytes = 128 << 10, 64 << 10, 1280 << 10 // see sizes
 
 	// MaxHelpers is how many are of use: output is resolved and summed by the
 	// caller, which can do it for about as many.
@@ -49,12 +46,6 @@ type sizes struct {
 	room    int // output of a stretch, twice what is decoded without a window; it ends early where there is no more
 }
 
-// sizesIn returns those that fit into the memory of a helper.
-func sizesIn(helperBytes int) sizes {
-	scale := min(max(1, helperBytes/HelperBytes), maxScale)
-	return sizes{segment: scale * segmentBytes, tail: tailBytes, room: scale * roomBytes}
-}
-
 // Cores lends cores, and the memory that goes with them, to whoever decodes one
 // stream on several. Its methods are called by the goroutine that reads.
 type Cores interface {
@@ -73,10 +64,6 @@ type ParallelOptions struct {
 	// Helpers is the largest number of goroutines that decode besides the
 	// caller's, at most [MaxHelpers]; 0 stands for GOMAXPROCS less 1.
 	Helpers int
-
-	// HelperBytes is the memory for each of them, at least [HelperBytes]; 0 stands for
-	// that.
-	HelperBytes int
 
 	// Cores is asked for each helper, and for as long as it is; nil: they are
 	// there.
@@ -165,7 +152,10 @@ func NewParallel(src io.Reader, opts ParallelOptions) *Parallel {
 	if !ok {
 		in = bufio.NewReaderSize(src, inputBytes)
 	}
-	return &Parallel{r: NewReader(in), src: in, cores: opts.Cores, most: min(most, MaxHelpers), sizes: sizesIn(opts.HelperBytes), resume: warmUpBytes}
+	return &Parallel{
+		r: NewReader(in), src: in, cores: opts.Cores, most: min(most, MaxHelpers), resume: warmUpBytes,
+		sizes: sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes},
+	}
 }
 
 // Stats returns what helpers have done so far.

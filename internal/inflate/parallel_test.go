@@ -47,13 +47,13 @@ func TestParallelMatchesReader(t *testing.T) {
 	for name, in := range parallelInputs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			small := sizesIn(0)
+			small := sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes}
 			sameParallel(t, in, small, 1, 128<<10)
 			if testing.Short() {
 				return
 			}
 			sameParallel(t, in, small, 3, 128<<10)
-			sameParallel(t, in, sizesIn(4*HelperBytes), 2, 300<<10)
+			sameParallel(t, in, sizes{segment: 512 << 10, tail: tailBytes, room: 4 << 20}, 2, 300<<10)
 			sameParallel(t, in, sizes{segment: 20_000, tail: 50_000, room: 300_000}, 2, 3000)
 		})
 	}
@@ -313,7 +313,7 @@ func (slow) Read([]byte) (int, error) {
 func TestSpeculationIsUsed(t *testing.T) {
 	t.Parallel()
 	in := compress(t, generate("binary", 24<<20, 6), 6)
-	stats := sameParallel(t, in, sizesIn(0), 1, 128<<10)
+	stats := sameParallel(t, in, sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes}, 1, 128<<10)
 	if stats.Used < stats.Stretches/2 {
 		t.Errorf("of %d stretches %d were used", stats.Stretches, stats.Used)
 	}

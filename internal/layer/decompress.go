@@ -50,10 +50,8 @@ type Options struct {
 	// on several; nil: it is inflated by whoever reads.
 	Cores inflate.Cores
 
-	// MaxHelpers is how many of them are taken, HelperBytes the memory that goes with
-	// each: see [inflate.ParallelOptions]. They count only where there are Cores.
-	MaxHelpers  int
-	HelperBytes int
+	// MaxHelpers is how many of them are taken at most; 0: all but one.
+	MaxHelpers int
 }
 
 // inputBytes is the size of the buffer between the source and the decoder. Large

@@ -4,6 +4,11 @@ import "dray/internal/inflate"
 
 var _ inflate.Cores = lentCores{}
 
+// layerCores is how many cores a layer in flight keeps busy by itself: inflating
+// takes one, fetching, hashing and writing another nearly whole. On a machine of no
+// more, inflating on both was measured to gain nothing (docs/bench-inflate.md).
+const layerCores = 2
+
 // lentCores lends the slots that no layer needs to the layers that are in flight,
 // to be inflated on several cores. With the slot goes the memory of the layer that
 // is not in it.
@@ -17,7 +22,7 @@ func (c lentCores) Take() bool {
 	e := c.engine
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.busy+e.lent >= e.options.Workers {
+	if layerCores*e.busy+e.lent >= e.options.Workers {
 		return false
 	}
 	e.lent++
@@ -29,7 +34,7 @@ func (c lentCores) Wanted() bool {
 	e := c.engine
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.busy+e.lent > e.options.Workers
+	return layerCores*e.busy+e.lent > e.options.Workers
 }
 
 // Give implements [inflate.Cores].

@@ -48,7 +48,7 @@ type Options struct {
 	// a seed, and what no index can express is a tar alone ([store.LayoutTar]).
 	Whole bool
 
-	Decompress layer.Options // limits, and the memory of cores that help; Cores are the engine's
+	Decompress layer.Options // limits; Cores and MaxHelpers are the engine's
 	Tar        layer.Limits
 	Apply      apply.Options // form of whiteouts, limits; Journal is the engine's
 
@@ -105,7 +105,7 @@ func New(o Options) (*Engine, error) {
 		log:     o.Log,
 		flights: map[oci.DiffID]*flight{},
 	}
-	if helpers := min(o.Workers, runtime.GOMAXPROCS(0)) - 1; helpers > 0 {
+	if helpers := min(o.Workers-layerCores, runtime.GOMAXPROCS(0)-1); helpers > 0 {
 		e.options.Decompress.Cores, e.options.Decompress.MaxHelpers = lentCores{e}, helpers
 	}
 	return e, nil
