@@ -62,7 +62,7 @@ type merger struct {
 	x   *Index
 
 	// Of the layer that is being read:
-	read  *reader
+	read  reader
 	base  uint64 // blocks of the tars before its own
 	first uint32 // its first inode in x; until its end their slots are its numbers
 	last  uint64 // the highest number seen
@@ -72,7 +72,7 @@ type merger struct {
 // layer puts a layer on top of what there is.
 func (m *merger) layer(file io.ReaderAt) (err error) {
 	x := m.x
-	if m.read, err = newReader(file); err != nil {
+	if err = m.read.open(file); err != nil {
 		return err
 	}
 	m.base = x.tarBlocks

@@ -49,12 +49,16 @@ type readInode struct {
 	attrs  int    // their size
 }
 
-func newReader(file io.ReaderAt) (*reader, error) {
+// open makes r read another image, with the memory that it has.
+func (r *reader) open(file io.ReaderAt) error {
 	const least = superOffset + blockBytes
-	r := &reader{file: file, blocks: blocksOf(least)}
-	s, err := r.bytes(&r.shared, superOffset, blockBytes)
+	*r = reader{
+		file: file, blocks: blocksOf(least),
+		inodes: window{buf: r.inodes.buf}, contents: window{buf: r.contents.buf}, shared: window{buf: r.shared.buf},
+	}
+	s, err := r.bytes(&r.inodes, superOffset, blockBytes)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	le := binary.LittleEndian
 	sum := le.Uint32(s[4:])
@@ -66,17 +70,17 @@ func newReader(file io.ReaderAt) (*reader, error) {
 	incompatible, devices := le.Uint32(s[80:]), le.Uint16(s[86:])
 	switch {
 	case le.Uint32(s) != magic, s[12] != blockBits, ^hash.Sum32() != sum:
-		return nil, fmt.Errorf("superblock: %w", ErrDamaged)
+		return fmt.Errorf("superblock: %w", ErrDamaged)
 	case devices == 0 && incompatible == 0:
 	case devices == 1 && incompatible == incompatDeviceTable && le.Uint16(s[88:]) == (superOffset+superBytes)/slotBytes:
 		r.tarBlocks = uint64(le.Uint32(s[superBytes+64:]))
 	default:
-		return nil, fmt.Errorf("superblock: not the index of one tar: %w", ErrDamaged)
+		return fmt.Errorf("superblock: not the index of one tar: %w", ErrDamaged)
 	}
 	r.blocks = uint64(le.Uint32(s[36:]))
 	r.sharedAt = uint64(le.Uint32(s[44:])) * blockBytes
 	r.root = uint64(le.Uint16(s[14:]))
-	return r, nil
+	return nil
 }
 
 // bytes returns a part of the image, valid until the next call for this window.
