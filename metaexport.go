@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -84,12 +85,12 @@ func (c *Client) exportMetaStore(ctx context.Context, out string, images []*Imag
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.Abort()) }()
-	done = &MetaExport{Path: out, Images: []MetaExportImage{}}
-	group, ctx := errgroup.WithContext(ctx)
+	e := &metaExporter{client: c, writer: w, done: &MetaExport{Path: out, Images: []MetaExportImage{}}, opaque: map[oci.Digest]bool{}}
+	group, grouped := errgroup.WithContext(ctx)
 	group.SetLimit(c.workers())
 	for _, image := range images {
-		if err = lease.Add(ctx, image.record.DiffIDs...); err == nil {
-			err = c.exportImage(ctx, w, image, done, group)
+		if err = lease.Add(grouped, image.record.DiffIDs...); err == nil {
+			err = e.layers(grouped, image, group)
 		}
 		if err != nil {
 			err = fmt.Errorf("image %s: %w", image.Reference, err)
@@ -102,7 +103,10 @@ func (c *Client) exportMetaStore(ctx context.Context, out string, images []*Imag
 	if err != nil {
 		return nil, err
 	}
-	return done, w.Commit()
+	for _, entry := range e.entries {
+		e.image(entry)
+	}
+	return e.done, w.Commit()
 }
 
 // workers returns how many layers may be worked on at once.
@@ -113,34 +117,61 @@ func (c *Client) workers() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// exportImage enters an image and has its layers filled.
-func (c *Client) exportImage(ctx context.Context, w *metastore.Writer, image *Image, done *MetaExport, group *errgroup.Group) error {
+// metaExporter is one run of [Client.ExportMetaStore].
+type metaExporter struct {
+	client  *Client
+	writer  *metastore.Writer
+	done    *MetaExport
+	entries []*metastore.Image
+
+	mu     sync.Mutex // guards opaque, while layers are filled
+	opaque map[oci.Digest]bool
+}
+
+// layers has the layers of an image filled that are not there yet.
+func (e *metaExporter) layers(ctx context.Context, image *Image, group *errgroup.Group) error {
 	entry, layers, err := metaImage(image)
 	if err != nil {
 		return err
 	}
-	if w.Image(*entry) {
-		done.Notes = append(done.Notes, fmt.Sprintf("image %s has the configuration of another, by which image-rs knows images: it is left out", image.Reference))
-		return nil
-	}
-	done.Images = append(done.Images, MetaExportImage{entry.Reference, entry.Manifest, entry.ID})
+	e.entries = append(e.entries, entry)
 	for _, l := range layers {
-		dir, err := w.Layer(l)
+		dir, err := e.writer.Layer(l)
 		if err != nil {
 			return err
 		}
 		if dir == nil {
 			continue
 		}
-		done.Layers++
+		e.done.Layers++
 		group.Go(func() error {
-			if err := c.exportLayer(ctx, l.DiffID, dir); err != nil {
-				return fmt.Errorf("layer %s: %w", l.DiffID, errors.Join(err, dir.Close()))
+			opaque, err := e.client.exportLayer(ctx, l.DiffID, dir)
+			e.mu.Lock()
+			e.opaque[l.Blob] = opaque
+			e.mu.Unlock()
+			if err := errors.Join(err, dir.Close()); err != nil {
+				return fmt.Errorf("layer %s: %w", l.DiffID, err)
 			}
-			return dir.Close()
+			return nil
 		})
 	}
 	return nil
+}
+
+// image enters an image whose layers are filled. Those below one whose root is opaque
+// are hidden, which overlayfs does not heed: they are not named.
+func (e *metaExporter) image(entry *metastore.Image) {
+	for i, blob := range slices.Backward(entry.Layers) {
+		if e.opaque[blob] {
+			entry.Layers = entry.Layers[i:]
+			break
+		}
+	}
+	if e.writer.Image(*entry) {
+		e.done.Notes = append(e.done.Notes, fmt.Sprintf("image %s has the configuration of another, by which image-rs knows images: it is left out", entry.Reference))
+		return
+	}
+	e.done.Images = append(e.done.Images, MetaExportImage{entry.Reference, entry.Manifest, entry.ID})
 }
 
 // metaImage describes an image as image-rs would, layers once each. What was taken
@@ -194,41 +225,43 @@ func decoderOf(texts ...string) metastore.Decoder {
 
 // exportLayer fills a directory with a layer of the store, in image-rs's form of
 // whiteouts, and verifies it: a tar while it is read, a tree by what its journal says.
-func (c *Client) exportLayer(ctx context.Context, id oci.DiffID, dir *os.File) error {
+// It tells whether the layer's root is opaque.
+func (c *Client) exportLayer(ctx context.Context, id oci.DiffID, dir *os.File) (opaque bool, err error) {
 	l, err := c.store.Layer(id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if l.Layout == store.LayoutEROFS || l.Layout == store.LayoutSeed {
 		tar, offset, err := l.OpenTar()
 		if err != nil {
-			return err
+			return false, err
 		}
 		defer func() { _ = tar.Close() }()
 		return c.unpackTo(ctx, dir, storedTar(l, tar, offset))
 	}
 	root, err := os.Open(l.FS())
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = root.Close() }()
 	copied := retar.Open(ctx, root, retar.Exact(), retar.Options{UserXattrs: l.Whiteouts == store.WhiteoutsUser})
 	const blockBytes = 128 << 10
-	if err := errors.Join(c.unpackTo(ctx, dir, stream.NewSlicer(copied, blockBytes)), copied.Close()); err != nil {
-		return err
+	opaque, err = c.unpackTo(ctx, dir, stream.NewSlicer(copied, blockBytes))
+	if err := errors.Join(err, copied.Close()); err != nil {
+		return false, err
 	}
 	problems, err := checkJournal(ctx, l, dir, apply.Trusted)
 	if err == nil && len(problems) > 0 {
 		err = fmt.Errorf("%s; \"dray store verify --repair\" removes it, so that it can be pulled again: %w", problems[0], store.ErrCorrupt)
 	}
-	return err
+	return opaque, err
 }
 
-func (c *Client) unpackTo(ctx context.Context, dir *os.File, tar stream.Blocks) error {
+func (c *Client) unpackTo(ctx context.Context, dir *os.File, tar stream.Blocks) (opaque bool, err error) {
 	entries := layer.NewTar(tar, layer.Limits{MaxBytes: c.options.MaxLayerBytes, MaxEntries: c.options.MaxEntries})
-	if _, err := apply.Apply(ctx, dir, entries, apply.Options{Log: c.log}); err != nil {
-		return err
+	result, err := apply.Apply(ctx, dir, entries, apply.Options{Log: c.log})
+	if err == nil {
+		_, err = entries.Drain()
 	}
-	_, err := entries.Drain()
-	return err
+	return result.OpaqueRoot, err
 }

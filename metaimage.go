@@ -115,7 +115,10 @@ func recoverConfig(from *metastore.Image) (raw []byte, verified bool) {
 // the order of the configuration, which image-rs loses when a layer is repeated.
 func (i *importer) manifest(from *metastore.Image, config []byte, image *oci.Image) (*imported, error) {
 	byDiffID := map[oci.DiffID]*metastore.Layer{}
-	for _, blob := range from.Layers {
+	for n := range i.dir.Layers {
+		byDiffID[i.dir.Layers[n].DiffID] = &i.dir.Layers[n]
+	}
+	for _, blob := range from.Layers { // rather than another blob of the same layer
 		l := i.dir.Layer(blob)
 		byDiffID[l.DiffID] = l
 	}

@@ -104,15 +104,14 @@ type importer struct {
 
 func (i *importer) run(ctx context.Context, lease *store.Lease) error {
 	i.have = map[oci.DiffID]*store.Layer{}
-	wanted := i.wanted()
-	ids := make([]oci.DiffID, len(wanted))
-	for n, l := range wanted {
+	ids := make([]oci.DiffID, len(i.dir.Layers))
+	for n, l := range i.dir.Layers {
 		ids[n] = l.DiffID
 	}
 	if err := lease.Add(ctx, ids...); err != nil {
 		return err
 	}
-	if err := i.layers(ctx, wanted); err != nil {
+	if err := i.layers(ctx); err != nil {
 		return err
 	}
 	for n := range i.dir.Images {
@@ -149,33 +148,13 @@ func (i *importer) kept() []oci.DiffID {
 	return ids
 }
 
-// wanted returns the layers that images use. Others would be collected.
-func (i *importer) wanted() []*metastore.Layer {
-	used := map[oci.Digest]bool{}
-	for _, image := range i.dir.Images {
-		for _, blob := range image.Layers {
-			used[blob] = true
-		}
-	}
-	var wanted []*metastore.Layer
-	for n := range i.dir.Layers {
-		l := &i.dir.Layers[n]
-		if used[l.Blob] {
-			wanted = append(wanted, l)
-			continue
-		}
-		i.note("layer %s at %s is of no image: not taken over", l.Blob, i.dir.LayerPath(l))
-	}
-	return wanted
-}
-
 // layers takes over what can be, several at once.
-func (i *importer) layers(ctx context.Context, wanted []*metastore.Layer) error {
-	i.done.Layers = make([]MetaImportLayer, len(wanted))
+func (i *importer) layers(ctx context.Context) error {
+	i.done.Layers = make([]MetaImportLayer, len(i.dir.Layers))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(i.client.workers())
-	for n, l := range wanted {
-		report := &i.done.Layers[n]
+	for n := range i.dir.Layers {
+		l, report := &i.dir.Layers[n], &i.done.Layers[n]
 		*report = MetaImportLayer{DiffID: l.DiffID, Blob: l.Blob, Path: i.dir.LayerPath(l)}
 		group.Go(func() error {
 			kept, err := i.layer(ctx, l, report)

@@ -189,8 +189,8 @@ func (w *Writer) commit() error {
 	if err := durable.SyncFS(w.staging); err != nil {
 		return err
 	}
-	if err := os.Rename(w.staging, w.out); err != nil {
-		return err
+	if err := unix.Rename(w.staging, w.out); err != nil { // os.Rename refuses to replace an empty directory
+		return os.NewSyscallError("rename", err)
 	}
 	return errors.Join(durable.SyncDir(filepath.Dir(w.out)), w.lock.Close())
 }
