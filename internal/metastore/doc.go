@@ -14,7 +14,11 @@
 // image-rs would understand (keys twice, fields missing, digests of unknown
 // algorithms), when it contradicts itself, or when a path leads out of PREFIX/layers.
 // Layers are opened by descriptor without following links. That a tree is the layer
-// it is said to be is for the caller to find out, with package retar.
+// it is said to be is for the caller to find out, with package retar:
+//
+//	dir, err := workDir.OpenLayer(layer)                                  // one of workDir.ByDiffID(id)
+//	form, size, err := retar.Find(ctx, dir, layer.DiffID, retar.Options{}) // is there a tar with the digest?
+//	tar := retar.Open(ctx, dir, form, retar.Options{})                     // its size bytes, to be verified as they come
 //
 // # What image-rs does with the fields
 //

@@ -68,6 +68,18 @@ func (d *Document) Layer(blob oci.Digest) *Layer {
 	return &d.Layers[i]
 }
 
+// ByDiffID returns the layers that are said to be the layer id: the same tar may have
+// come in several blobs.
+func (d *Document) ByDiffID(id oci.DiffID) []*Layer {
+	var found []*Layer
+	for i := range d.Layers {
+		if d.Layers[i].DiffID == id {
+			found = append(found, &d.Layers[i])
+		}
+	}
+	return found
+}
+
 // The document as JSON, in the order of image-rs's structures.
 type (
 	document struct {

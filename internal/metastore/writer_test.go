@@ -65,6 +65,9 @@ func TestWriteAndOpen(t *testing.T) {
 		if w.Prefix != "/run/image" || len(w.Images) != 1 || string(w.Images[0].Config) != `{"os":"<linux>"}` {
 			t.Errorf("got %+v", w.Document)
 		}
+		if found := w.ByDiffID(oci.DiffID(digest("tar"))); len(found) != 2 || w.ByDiffID(oci.DiffID(digest("other"))) != nil {
+			t.Errorf("got %d layers by diff ID, want 2", len(found))
+		}
 		var names, content []string
 		for _, blob := range w.Images[0].Layers {
 			l := w.Layer(blob)
