@@ -255,7 +255,7 @@ func (g *seedGatherer) pull(ctx context.Context, ref oci.Reference, platform oci
 	if image.Index != nil && documents[image.Index.Digest] != nil {
 		names = image.Index.Digest // whoever asks chooses the platform
 	}
-	g.content.Names[image.Reference] = names
+	g.content.Names[ref.String()] = names
 	if had := g.images[image.Manifest.Digest]; had == nil {
 		g.images[image.Manifest.Digest] = image
 	}

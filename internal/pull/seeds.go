@@ -202,10 +202,8 @@ func (e *Engine) refuse(ctx context.Context, f *flight, how *layerNotes, err err
 // isSeeds tells whether an error can only be the seed's: what it holds, or that it
 // cannot be read.
 func isSeeds(err error) bool {
-	var path *os.PathError
 	return errors.Is(err, seed.ErrRefused) || errors.Is(err, errSeedRead) || errors.Is(err, stream.ErrMismatch) ||
-		errors.Is(err, stream.ErrTooLarge) || errors.Is(err, store.ErrVersion) || isContent(err) || isLimit(err) ||
-		errors.As(err, &path) && errors.Is(err, os.ErrNotExist)
+		errors.Is(err, stream.ErrTooLarge) || errors.Is(err, store.ErrVersion) || isContent(err) || isLimit(err)
 }
 
 func isLimit(err error) bool {
@@ -232,13 +230,13 @@ func (m marked) Read(p []byte) (int, error) {
 func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.Layer) (record store.LayerRecord, use string, err error) {
 	whole := f.rewrite || e.options.Whole
 	if l.Seed.Trusted() && !whole {
-		if record, ok := e.takeAsIs(l); ok {
+		if record, ok := e.takeAsIs(ctx, l); ok {
 			return record, seed.Trusted.String(), nil
 		}
 	}
-	tar, err := l.OpenTar()
+	tar, err := l.OpenTar(ctx)
 	if err != nil {
-		return record, "", fmt.Errorf("%w: %w", seed.ErrRefused, err)
+		return record, "", err
 	}
 	defer func() { _ = tar.Close() }()
 	if limit := e.options.Decompress.MaxBytes; limit > 0 && tar.Size > limit {
@@ -258,7 +256,7 @@ func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.La
 }
 
 // takeAsIs uses a trusted seed's own tree or index, and reads nothing of it.
-func (e *Engine) takeAsIs(l *seed.Layer) (record store.LayerRecord, ok bool) {
+func (e *Engine) takeAsIs(ctx context.Context, l *seed.Layer) (record store.LayerRecord, ok bool) {
 	if e.options.Apply.UserNS {
 		return record, false // whiteouts are in another form there
 	}
@@ -267,7 +265,7 @@ func (e *Engine) takeAsIs(l *seed.Layer) (record store.LayerRecord, ok bool) {
 	switch l.Record.Layout {
 	case store.LayoutEROFS:
 		index := l.Index()
-		tar, err := l.OpenTar()
+		tar, err := l.OpenTar(ctx)
 		if err != nil || index == "" {
 			break
 		}
@@ -317,7 +315,7 @@ func (e *Engine) takeInPlace(ctx context.Context, f *flight, txn *store.Txn, l *
 	}
 	now, err := store.IdentifyFile(place.File)
 	if err == nil && now != place.Ref.File {
-		err = fmt.Errorf("changed while it was read: %w", seed.ErrRefused)
+		err = fmt.Errorf("%w: changed while it was read", errSeedRead)
 	}
 	record.Layout, record.Seed, record.SizeBytes = store.LayoutSeed, &place.Ref, tar.Size
 	return record, place.Hold.String(), err

@@ -40,7 +40,7 @@ func openArchive(f *os.File) (*archive, error) {
 	}
 	start, _, err := erofs.FindContents(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", f.Name(), ErrRefused, err)
+		return nil, problem("%s: %w", f.Name(), err)
 	}
 	a := &archive{path: f.Name(), file: id, parts: map[string]extent{}}
 	if err := a.walk(io.NewSectionReader(f, start, max(end-start, 0)), start, end); err != nil {
@@ -64,10 +64,10 @@ func (a *archive) walk(r *io.SectionReader, start, end int64) error {
 			if !found {
 				return fmt.Errorf("%w: %w", ErrNotSeed, err)
 			}
-			return fmt.Errorf("%w: read tar: %w", ErrRefused, err)
+			return problem("read tar: %w", err)
 		}
 		if count == maxNames {
-			return fmt.Errorf("more than %d entries: %w", maxNames, ErrRefused)
+			return problem("more than %d entries", maxNames)
 		}
 		at, err := r.Seek(0, io.SeekCurrent)
 		if err != nil {
@@ -78,7 +78,7 @@ func (a *archive) walk(r *io.SectionReader, start, end int64) error {
 			continue // what is asked for by that name is not there then
 		}
 		if start+at > end || h.Size > end-start-at {
-			return fmt.Errorf("cut off in %q: %w", name, ErrRefused)
+			return problem("cut off in %q", name)
 		}
 		if path.Base(name) == ManifestName && !found {
 			root, found = strings.TrimSuffix(name, ManifestName), true
@@ -108,7 +108,7 @@ func (a *archive) open(name string) (*part, error) {
 	}
 	if id, err := store.IdentifyFile(f); err != nil || id != a.file {
 		_ = f.Close()
-		return nil, errors.Join(fmt.Errorf("%s: changed while it was used: %w", a.path, ErrRefused), err)
+		return nil, errors.Join(problem("%s: changed while it was used", a.path), err)
 	}
 	return &part{File: f, offset: e.offset, size: e.size}, nil
 }

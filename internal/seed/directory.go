@@ -2,7 +2,6 @@ package seed
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,7 +32,7 @@ func (d directory) openAt(name string, flags uint64) (*os.File, error) {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV):
-			return nil, fmt.Errorf("%s: a link or a mount on the way: %w", path, ErrRefused)
+			return nil, problem("%s: a link or a mount on the way", path)
 		case err != nil:
 			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
@@ -49,7 +48,7 @@ func (d directory) open(name string) (*part, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s: %s where a file should be: %w", f.Name(), kindOf(info.Mode()), ErrRefused)
+		err = problem("%s: %s where a file should be", f.Name(), kindOf(info.Mode()))
 	}
 	if err != nil {
 		_ = f.Close()
@@ -70,7 +69,7 @@ func (d directory) names(dir string) ([]string, error) {
 	defer func() { _ = f.Close() }()
 	names, err := f.Readdirnames(maxNames + 1)
 	if len(names) > maxNames {
-		return nil, fmt.Errorf("%s: more than %d names: %w", f.Name(), maxNames, ErrRefused)
+		return nil, problem("%s: more than %d names", f.Name(), maxNames)
 	}
 	slices.Sort(names)
 	return names, err

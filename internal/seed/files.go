@@ -1,7 +1,6 @@
 package seed
 
 import (
-	"fmt"
 	"io"
 	"os"
 
@@ -46,11 +45,11 @@ func readFile(from files, name string, limit int64) ([]byte, error) {
 	}
 	defer func() { _ = p.Close() }()
 	if p.size > limit {
-		return nil, fmt.Errorf("%s: %d bytes, the limit is %d: %w", p.Name(), p.size, limit, ErrRefused)
+		return nil, problem("%s: %d bytes, the limit is %d", p.Name(), p.size, limit)
 	}
 	raw, err := stream.ReadAll(p.reader(), limit)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w: %w", p.Name(), ErrRefused, err)
+		return nil, problem("read %s: %w", p.Name(), err)
 	}
 	return raw, nil
 }

@@ -1,6 +1,7 @@
 package seed
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"dray/internal/metastore"
 	"dray/internal/oci"
+	"dray/internal/retar"
 	"dray/internal/store"
 )
 
@@ -17,7 +20,8 @@ type Layer struct {
 	Seed   *Seed
 	Record store.LayerRecord
 	from   files
-	dir    string
+	dir    string // of the layer, below the seed
+	tree   string // of its tree
 }
 
 // Layers returns what the seeds have of a layer, in their order. What is wrong with
@@ -59,11 +63,14 @@ func (e *RefusedError) Is(target error) bool { return target == ErrRefused }
 func (s *Seed) layer(id oci.DiffID) (*Layer, error) {
 	from, err := s.files()
 	if err != nil {
-		return nil, err
+		return nil, problem("it is gone or changed: %v", err) // not to be taken for a layer that is not there
 	}
 	l := &Layer{Seed: s, from: from, dir: filepath.Join("layers", id.Digest().Algorithm(), id.Hex())}
 	path := filepath.Join(l.dir, "layer.json")
 	raw, err := readFile(from, path, maxRecordBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.foreignLayer(l, id, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -75,22 +82,59 @@ func (s *Seed) layer(id oci.DiffID) (*Layer, error) {
 	if l.Record.DiffID != id {
 		return nil, fmt.Errorf("its record is of %q", l.Record.DiffID)
 	}
+	l.tree = filepath.Join(l.dir, store.FSName)
 	return l, nil
+}
+
+// foreignLayer looks for the layer in a work directory of image-rs; missing is the
+// error if this is none.
+func (s *Seed) foreignLayer(l *Layer, id oci.DiffID, missing error) (*Layer, error) {
+	p, err := l.from.open(metastore.FileName)
+	if err != nil {
+		return nil, missing
+	}
+	_ = p.Close()
+	w, err := metastore.Open(s.path, metastore.Options{MaxBytes: maxManifestBytes})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = w.Close() }()
+	for i := range w.Layers {
+		if w.Layers[i].DiffID == id {
+			l.tree = filepath.Join("layers", w.Layers[i].Name)
+			l.Record = store.LayerRecord{DiffID: id, Layout: store.LayoutDir, Whiteouts: store.WhiteoutsTrusted}
+			return l, nil
+		}
+	}
+	return nil, missing
 }
 
 // Tar is the uncompressed bytes of a layer, as a seed has them.
 type Tar struct {
 	io.Reader
-	io.Closer
 	Size int64
-	part *part // nil: they are put together of a tree
+
+	part *part // nil: they are made of a tree
+	done func() error
 }
 
-// OpenTar opens the bytes. The caller closes it.
-func (l *Layer) OpenTar() (*Tar, error) {
+// Close gives the bytes up.
+func (t *Tar) Close() error { return t.done() }
+
+// OpenTar opens the bytes: those of the tar, or what a tree becomes that has lost its
+// tar (package retar). The error is an [ErrRefused]. The caller closes it.
+func (l *Layer) OpenTar(ctx context.Context) (*Tar, error) {
+	tar, err := l.openTar(ctx)
+	if err != nil {
+		return nil, problem("%w", err)
+	}
+	return tar, nil
+}
+
+func (l *Layer) openTar(ctx context.Context) (*Tar, error) {
 	p, err := l.from.open(filepath.Join(l.dir, store.TarName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("it has no %s to be verified by: %w", store.TarName, err)
+		return l.retar(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -99,7 +143,24 @@ func (l *Layer) OpenTar() (*Tar, error) {
 		_ = p.Close()
 		return nil, fmt.Errorf("%s has %d bytes instead of %d", store.TarName, p.size, l.Record.SizeBytes)
 	}
-	return &Tar{Reader: p.reader(), Closer: p, Size: p.size, part: p}, nil
+	return &Tar{Reader: p.reader(), Size: p.size, part: p, done: p.Close}, nil
+}
+
+func (l *Layer) retar(ctx context.Context) (*Tar, error) {
+	root, err := l.from.tree(l.tree)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("it has neither a %s nor a tree", store.TarName)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o := retar.Options{UserXattrs: l.Record.Whiteouts == store.WhiteoutsUser}
+	form, size, err := retar.Find(ctx, root, l.Record.DiffID, o)
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	tar := retar.Open(ctx, root, form, o)
+	return &Tar{Reader: tar, Size: size, done: func() error { return errors.Join(tar.Close(), root.Close()) }}, nil
 }
 
 // Place is where a layer lies that is used where it is.
@@ -112,7 +173,7 @@ type Place struct {
 // Place returns where the tar lies, and what holds it there.
 func (t *Tar) Place(of *Seed) (*Place, string, error) {
 	if t.part == nil {
-		return nil, "it is put together of files", nil
+		return nil, "it is made of a tree", nil
 	}
 	hold, why := Trusted, ""
 	if !of.trusted {
@@ -178,7 +239,7 @@ func (l *Layer) Index() string {
 // Tree returns where the unpacked tree of a trusted seed's layer lies, to be used
 // there.
 func (l *Layer) Tree() (*store.SeedRef, error) {
-	f, err := l.from.tree(filepath.Join(l.dir, store.FSName))
+	f, err := l.from.tree(l.tree)
 	if err != nil {
 		return nil, err
 	}

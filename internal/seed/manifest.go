@@ -49,13 +49,13 @@ type Entry struct {
 func DecodeManifest(raw []byte) (*Manifest, error) {
 	m := &Manifest{}
 	if err := json.Unmarshal(raw, m); err != nil {
-		return nil, fmt.Errorf("decode %s: %w: %w", ManifestName, ErrRefused, err)
+		return nil, problem("decode %s: %w", ManifestName, err)
 	}
 	switch {
 	case m.Version > manifestVersion:
 		return nil, fmt.Errorf("seed has version %d, this dray knows up to %d; use dray %.40q or newer: %w", m.Version, manifestVersion, m.Needs, store.ErrVersion)
 	case m.Version < 1:
-		return nil, fmt.Errorf("seed has version %d: %w", m.Version, ErrRefused)
+		return nil, problem("seed has version %d", m.Version)
 	}
 	return m, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dray/internal/metastore"
 	"dray/internal/oci"
 	"dray/internal/store"
 )
@@ -101,7 +102,7 @@ func (s *Seed) check() error {
 
 // checkOther looks for what is not a seed by name but can be used as one.
 func (s *Seed) checkOther(from files) error {
-	for _, name := range []string{versionName, layoutName} {
+	for _, name := range []string{versionName, layoutName, metastore.FileName} {
 		p, err := from.open(name)
 		if err == nil {
 			return p.Close()
@@ -110,7 +111,7 @@ func (s *Seed) checkOther(from files) error {
 			return fmt.Errorf("open seed %s: %w", s.path, err)
 		}
 	}
-	return fmt.Errorf("open seed %s: it has no %s, nor is it a store or an OCI image layout: %w", s.path, ManifestName, ErrNotSeed)
+	return fmt.Errorf("open seed %s: it has no %s, nor is it a store, an OCI image layout or a work directory of image-rs: %w", s.path, ManifestName, ErrNotSeed)
 }
 
 // Manifest returns the seed's own list of what is inside: what it says, unverified.

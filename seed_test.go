@@ -1,0 +1,486 @@
+package dray_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dray"
+	"dray/internal/oci"
+	"dray/internal/testkit"
+)
+
+// seedCase is an image, a registry that has it, and a seed of it.
+type seedCase struct {
+	built  testkit.Built
+	server *testkit.Server
+	pinned string // reference that needs no registry to be resolved
+	want   testkit.Nodes
+}
+
+// newSeedCase makes an image of what layers can hold.
+func newSeedCase(t *testing.T) *seedCase {
+	t.Helper()
+	dir := t.TempDir()
+	layers := [][]testkit.Entry{
+		{testkit.Dir("etc"), testkit.File("etc/one", "1\n").Chown(1, 2), testkit.File("etc/gone", "x"), testkit.Dir("old"), testkit.File("old/x", "x"), testkit.Random("big", 3<<20, 1)},
+		{testkit.Whiteout("etc/gone"), testkit.Opaque("old"), testkit.File("old/y", "y"), testkit.File("bin/su", "#!").Chmod(0o4755), testkit.Hardlink("bin/su2", "bin/su"), testkit.Symlink("lib", "/usr/lib")},
+		{testkit.File("a b\xff", "name"), testkit.Fifo("pipe"), testkit.Random("large", 2<<20, 2)},
+	}
+	b := testkit.Image(t)
+	for _, l := range layers {
+		b = b.Layer(l...)
+	}
+	c := &seedCase{built: b.Write(testkit.LayoutAt(t, dir), "v1"), server: testkit.Registry(t, dir), want: testkit.Expect(layers...)}
+	c.pinned = c.server.Ref("some/name@" + string(c.built.Manifest.Digest))
+	return c
+}
+
+// seed makes a seed of the image at path.
+func (c *seedCase) seed(t *testing.T, path string) *dray.SeedReport {
+	t.Helper()
+	report, err := newClient(t).WriteSeed(t.Context(), []string{c.server.Ref("some/name:v1"), c.pinned}, path, dray.SeedOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+func clientWith(t *testing.T, o dray.Options) *dray.Client {
+	t.Helper()
+	o.Store, o.AuthFiles, o.Sync = filepath.Join(t.TempDir(), "store"), []string{}, dray.SyncNever
+	client, err := dray.New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return client
+}
+
+// A seed in each form gives the whole image to whoever has it, without a network:
+// used where it lies if it stays what it was, copied if not. What it gives is what
+// the registry gives.
+func TestSeed(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	dir := t.TempDir()
+	for _, form := range []string{"dir", "x.tar", "x.erofs"} {
+		path := filepath.Join(dir, form)
+		if report := c.seed(t, path); report.NetworkBytes == 0 || len(report.Layers) != 3 || len(report.Images) != 2 {
+			t.Errorf("seed %s: %+v", form, report)
+		}
+		for name, test := range map[string]struct {
+			options dray.Options
+			uses    []string
+		}{
+			"not trusted":   {dray.Options{Seeds: []string{path}}, []string{"held", "copied"}}, // held where EROFS mounts from files
+			"trusted":       {dray.Options{TrustedSeeds: []string{path}}, []string{"trusted", "copied"}},
+			"foreign disks": {dray.Options{Seeds: []string{path}, ForeignDisks: true}, []string{"copied"}},
+			"unpacked":      {dray.Options{Seeds: []string{path}, Layout: dray.LayoutDir}, []string{"copied"}},
+		} {
+			t.Run(form+", "+name, func(t *testing.T) {
+				client := clientWith(t, test.options)
+				target := filepath.Join(t.TempDir(), "rootfs")
+				mounted := mountAt(t, client, c.pinned, target, dray.MountOptions{ReadOnly: true, Pull: dray.PullOptions{Offline: true}})
+				if diff := testkit.Diff(c.want, testkit.Tree(t, target)); diff != "" {
+					t.Error(diff)
+				}
+				e := mounted.Image.Evidence
+				if e.NetworkBytes != 0 || e.SeedBytes == 0 || e.ResolvedBy != "seed "+path || len(e.Fallbacks) != 0 {
+					t.Errorf("evidence: %+v", e)
+				}
+				for _, l := range e.Layers {
+					if l.Source != "seed" || l.Seed != path || !slices.Contains(test.uses, l.SeedUse) {
+						t.Errorf("layer: %+v, want one of %v", l, test.uses)
+					}
+				}
+				if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || !report.OK() {
+					t.Errorf("verify: %+v, %v", report, err)
+				}
+				again, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{})
+				if err != nil || again.Evidence.NetworkBytes != 0 || again.Evidence.Layers[0].Source != "store" {
+					t.Errorf("second pull: %+v, %v", again, err)
+				}
+			})
+		}
+	}
+}
+
+// The same images give the same bytes, whatever order they are named in, however many
+// workers there are and wherever they come from.
+func TestSeedIsReproducible(t *testing.T) {
+	t.Parallel()
+	c := newSeedCase(t)
+	references := []string{c.server.Ref("some/name:v1"), c.pinned}
+	created := time.Unix(1_600_000_000, 5)
+	for _, form := range []string{"dir", "x.tar", "x.erofs"} {
+		first, second := filepath.Join(t.TempDir(), form), filepath.Join(t.TempDir(), form)
+		one := clientWith(t, dray.Options{Workers: 1})
+		if _, err := one.Pull(t.Context(), references[0], dray.PullOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := one.WriteSeed(t.Context(), references, first, dray.SeedOptions{Created: created, Prefix: "/usr/share/dray/seed"}); err != nil {
+			t.Fatal(err)
+		}
+		slices.Reverse(references)
+		if _, err := clientWith(t, dray.Options{Workers: 3}).WriteSeed(t.Context(), references, second, dray.SeedOptions{Created: created, Prefix: "/usr/share/dray/seed"}); err != nil {
+			t.Fatal(err)
+		}
+		if form == "dir" {
+			if diff := testkit.Diff(testkit.Tree(t, first), testkit.Tree(t, second)); diff != "" {
+				t.Error(diff)
+			}
+			continue
+		}
+		if !bytes.Equal(readFile(t, first), readFile(t, second)) {
+			t.Errorf("%s differs", form)
+		}
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// poison is something that a seed can be made to be.
+type poison struct {
+	do      func(t *testing.T, seed string, layer []string) // directories of the layers, bottom first
+	says    string                                          // in the evidence; "": it does no harm
+	options dray.Options
+}
+
+// Whatever is wrong with a seed, its layer is refused, named in the evidence, and
+// pulled instead; offline, the pull fails and leaves nothing.
+func TestPoisonedSeed(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	tar := func(dir string) string { return filepath.Join(dir, "layer.tar") }
+	for name, p := range map[string]poison{
+		"wrong byte": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			raw := readFile(t, tar(l[0]))
+			raw[1<<20] ^= 1
+			write(t, tar(l[0]), raw)
+		}, says: "content has digest"},
+		"truncated": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			check(t, os.Truncate(tar(l[0]), 4096))
+		}, says: "has 4096 bytes instead of"},
+		"truncated, and says so": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			check(t, os.Truncate(tar(l[0]), 4096))
+			patch(t, l[0], "size_bytes", 4096)
+		}, says: "refused"},
+		"huge": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			check(t, os.Truncate(tar(l[0]), 1<<40))
+			patch(t, l[0], "size_bytes", 1<<40)
+		}, says: "the limit is", options: dray.Options{MaxLayerBytes: 1 << 30}},
+		"swapped layers": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			check(t, unix.Renameat2(unix.AT_FDCWD, l[0], unix.AT_FDCWD, l[2], unix.RENAME_EXCHANGE))
+		}, says: "its record is of"},
+		"swapped tars": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			raw := readFile(t, tar(l[2]))
+			write(t, tar(l[0]), raw)
+			patch(t, l[0], "size_bytes", len(raw))
+		}, says: "content has digest"},
+		"link out": {do: func(t *testing.T, seed string, l []string) {
+			t.Helper()
+			outside := filepath.Join(filepath.Dir(seed), "outside.tar")
+			check(t, os.Rename(tar(l[0]), outside))
+			check(t, os.Symlink(outside, tar(l[0])))
+		}, says: "a link or a mount on the way"},
+		"directory of links": {do: func(t *testing.T, seed string, l []string) {
+			t.Helper()
+			outside := filepath.Join(filepath.Dir(seed), "outside")
+			check(t, os.Rename(l[0], outside))
+			check(t, os.Symlink(outside, l[0]))
+		}, says: "a link or a mount on the way"},
+		"FIFO": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			check(t, os.Remove(tar(l[0])))
+			check(t, unix.Mkfifo(tar(l[0]), 0o644))
+		}, says: "a device or something of the kind where a file should be"},
+		"no tar": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			check(t, os.Remove(tar(l[0])))
+		}, says: "neither a layer.tar nor a tree"},
+		"garbage for a record": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			write(t, filepath.Join(l[0], "layer.json"), []byte("{"))
+		}, says: "store is corrupt"},
+		"newer record": {do: func(t *testing.T, _ string, l []string) {
+			t.Helper()
+			patch(t, l[0], "version", 99)
+		}, says: "newer format"},
+		"wrong index": {do: func(t *testing.T, _ string, l []string) { // it is never looked at
+			t.Helper()
+			write(t, filepath.Join(l[0], "index.erofs"), readFile(t, filepath.Join(l[1], "index.erofs")))
+		}},
+		"others may write": {do: func(t *testing.T, _ string, l []string) { // so it is copied
+			t.Helper()
+			check(t, os.Chmod(tar(l[0]), 0o666))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seed := filepath.Join(t.TempDir(), "seed")
+			c.seed(t, seed)
+			var dirs []string
+			for _, id := range c.built.DiffIDs {
+				dirs = append(dirs, filepath.Join(seed, "layers", "sha256", id.Hex()))
+			}
+			p.do(t, seed, dirs)
+			p.options.Seeds = []string{seed}
+			if p.says != "" {
+				c.failsOffline(t, p)
+			}
+			client := clientWith(t, p.options)
+			target := filepath.Join(t.TempDir(), "rootfs")
+			e := mountAt(t, client, c.pinned, target, dray.MountOptions{ReadOnly: true, Pull: dray.PullOptions{Fresh: true}}).Image.Evidence
+			if diff := testkit.Diff(c.want, testkit.Tree(t, target)); diff != "" {
+				t.Error(diff)
+			}
+			source := map[bool]string{true: "seed", false: "network"}[p.says == ""]
+			if e.Layers[0].Source != source {
+				t.Errorf("layer came from %s, want %s; %v", e.Layers[0].Source, source, e.Fallbacks)
+			}
+			said := strings.Join(e.Fallbacks, "\n")
+			if p.says != "" && (!strings.Contains(said, p.says) || !strings.Contains(said, "seed "+seed+": layer "+string(c.built.DiffIDs[0]))) {
+				t.Errorf("evidence says %q, want %q", said, p.says)
+			}
+			if p.says == "" && len(e.Fallbacks) > 0 {
+				t.Errorf("evidence says %q", said)
+			}
+			if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || !report.OK() {
+				t.Errorf("verify: %+v, %v", report, err)
+			}
+		})
+	}
+}
+
+// failsOffline pulls with nothing but the poisoned seed.
+func (c *seedCase) failsOffline(t *testing.T, p poison) {
+	t.Helper()
+	client := clientWith(t, p.options)
+	_, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true})
+	if err == nil || !strings.Contains(err.Error(), p.says) || dray.KindOf(err) != dray.KindUnverified {
+		t.Errorf("offline: %v of kind %d, want %q", err, dray.KindOf(err), p.says)
+	}
+	if images, err := client.Images(); err != nil || len(images) != 0 {
+		t.Errorf("offline: %v, %v", images, err)
+	}
+	if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || !report.OK() {
+		t.Errorf("offline: verify: %+v, %v", report, err)
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func write(t *testing.T, path string, raw []byte) {
+	t.Helper()
+	check(t, os.WriteFile(path, raw, 0o600))
+}
+
+// patch changes a field of a layer's record.
+func patch(t *testing.T, dir, field string, value any) {
+	t.Helper()
+	path := filepath.Join(dir, "layer.json")
+	record := map[string]any{}
+	check(t, json.Unmarshal(readFile(t, path), &record))
+	record[field] = value
+	raw, err := json.Marshal(record)
+	check(t, err)
+	write(t, path, raw)
+}
+
+// What is no seed, or not one for this dray, is said when a client is opened.
+func TestBadSeed(t *testing.T) {
+	t.Parallel()
+	c := newSeedCase(t)
+	dir := t.TempDir()
+	for name, test := range map[string]struct {
+		make func(path string) error
+		kind dray.Kind
+		says string
+	}{
+		"missing":   {func(string) error { return nil }, dray.KindNotFound, "no such file"},
+		"empty":     {func(path string) error { return os.Mkdir(path, 0o700) }, dray.KindNotFound, "it has no seed.json"},
+		"some file": {func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("x"), 5000), 0o600) }, dray.KindNotFound, "not a seed"},
+		"FIFO":      {func(path string) error { return unix.Mkfifo(path, 0o600) }, dray.KindNotFound, "not a seed"},
+		"newer": {func(path string) error {
+			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "seed.json"), []byte(`{"dray_seed":2,"needs":"9.9"}`), 0o600))
+		}, dray.KindCorrupt, `use dray "9.9" or newer`},
+		"garbage": {func(path string) error {
+			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "seed.json"), []byte(`[]`), 0o600))
+		}, dray.KindUnverified, "decode seed.json"},
+		"cut archive": {func(path string) error {
+			c.seed(t, path+".erofs")
+			return errors.Join(os.Truncate(path+".erofs", 2<<20), os.Rename(path+".erofs", path))
+		}, dray.KindUnverified, "cut off in"},
+	} {
+		path := filepath.Join(dir, name)
+		check(t, test.make(path))
+		_, err := dray.New(t.Context(), dray.Options{Store: filepath.Join(t.TempDir(), "store"), Seeds: []string{path}})
+		if err == nil || dray.KindOf(err) != test.kind || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v of kind %d, want %d and %q", name, err, dray.KindOf(err), test.kind, test.says)
+		}
+	}
+}
+
+// A seed that goes away under a running client costs a pull, no more; layers that were
+// used where they lay are as good as absent.
+func TestSeedVanishes(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	for _, form := range []string{"dir", "x.erofs"} {
+		seed := filepath.Join(t.TempDir(), form)
+		c.seed(t, seed)
+		client := clientWith(t, dray.Options{Seeds: []string{seed}})
+		first := filepath.Join(t.TempDir(), "first")
+		mountAt(t, client, c.pinned, first, dray.MountOptions{ReadOnly: true})
+		check(t, os.RemoveAll(seed))
+		if diff := testkit.Diff(c.want, testkit.Tree(t, first)); diff != "" {
+			t.Error(diff) // what is mounted holds its files
+		}
+		image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{})
+		check(t, err)
+		for _, l := range image.Evidence.Layers {
+			if l.Source != "network" && l.Layout == "seed" {
+				t.Errorf("%s: %+v", form, l)
+			}
+		}
+		if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || !report.OK() {
+			t.Errorf("verify: %+v, %v", report, err)
+		}
+	}
+}
+
+// Of an image that is partly in a seed only the rest is pulled.
+func TestPartialSeed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	shared := []testkit.Entry{testkit.Random("shared", 1<<20, 3)}
+	testkit.Image(t).Layer(shared...).Write(testkit.LayoutAt(t, filepath.Join(dir, "base")), "v1")
+	built := testkit.Image(t).Layer(shared...).Layer(testkit.File("own", "x")).Write(testkit.LayoutAt(t, filepath.Join(dir, "app")), "v1")
+	server := testkit.Registry(t, dir)
+	seed := filepath.Join(t.TempDir(), "seed.tar")
+	if _, err := newClient(t).WriteSeed(t.Context(), []string{server.Ref("base:v1")}, seed, dray.SeedOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	image, err := clientWith(t, dray.Options{Seeds: []string{seed}}).Pull(t.Context(), server.Ref("app:v1"), dray.PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := image.Evidence
+	if e.Layers[0].Source != "seed" || e.Layers[1].Source != "network" || e.NetworkBytes >= built.Layers[0].Size || e.ResolvedBy != "network" {
+		t.Errorf("evidence: %+v", e)
+	}
+}
+
+// An OCI image layout is a seed of whole blobs.
+func TestBlobSeed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	built := testkit.Image(t).Layer(testkit.Random("x", 1<<16, 4)).Layer(testkit.File("y", "y")).Zstd().Write(testkit.LayoutAt(t, dir), "v1")
+	client := clientWith(t, dray.Options{Seeds: []string{dir}})
+	image, err := client.Pull(t.Context(), "x.invalid/y@"+string(built.Manifest.Digest), dray.PullOptions{Offline: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range image.Evidence.Layers {
+		if l.Source != "seed" || l.SeedUse != "copied" {
+			t.Errorf("layer: %+v", l)
+		}
+	}
+	path := filepath.Join(dir, "blobs", "sha256", built.Layers[0].Digest.Hex())
+	raw := readFile(t, path)
+	raw[100] ^= 1
+	check(t, os.Remove(path))
+	write(t, path, raw)
+	client = clientWith(t, dray.Options{Seeds: []string{dir}})
+	if _, err = client.Pull(t.Context(), "x.invalid/y@"+string(built.Manifest.Digest), dray.PullOptions{Offline: true}); dray.KindOf(err) != dray.KindUnverified {
+		t.Errorf("poisoned blob: %v", err)
+	}
+}
+
+// A seed holds what platforms it was asked for; whoever wants another is told.
+func TestSeedPlatforms(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	layout := testkit.LayoutAt(t, dir)
+	var manifests []oci.Descriptor
+	for _, arch := range []string{"amd64", "arm64", "s390x"} {
+		p := oci.Platform{OS: "linux", Architecture: arch}
+		d := testkit.Image(t).Layer(testkit.File("arch", arch)).Platform(p).Write(layout, "").Manifest
+		d.Platform = &p
+		manifests = append(manifests, d)
+	}
+	testkit.Index(t, layout, "v1", manifests...)
+	reference := testkit.Registry(t, dir).Ref("a/b:v1")
+	seed := filepath.Join(t.TempDir(), "seed")
+	report, err := newClient(t).WriteSeed(t.Context(), []string{reference}, seed, dray.SeedOptions{Platforms: []string{"linux/arm64", "linux/amd64"}})
+	if err != nil || len(report.Images) != 2 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	for arch, kind := range map[string]dray.Kind{"amd64": 0, "arm64": 0, "s390x": dray.KindNotFound} {
+		client := clientWith(t, dray.Options{Seeds: []string{seed}, Platform: "linux/" + arch})
+		image, err := client.Pull(t.Context(), reference, dray.PullOptions{Offline: true})
+		switch {
+		case kind == 0 && (err != nil || image.Platform != "linux/"+arch || image.Evidence.Index == ""):
+			t.Errorf("%s: %+v, %v", arch, image, err)
+		case kind != 0 && (err == nil || dray.KindOf(err) != kind || !strings.Contains(err.Error(), "neither the store nor a seed has")):
+			t.Errorf("%s: %v", arch, err)
+		}
+	}
+}
+
+// A seed is not made where something else is, nor half.
+func TestSeedTarget(t *testing.T) {
+	t.Parallel()
+	c := newSeedCase(t)
+	client := newClient(t)
+	dir := t.TempDir()
+	check(t, os.Mkdir(filepath.Join(dir, "full"), 0o700))
+	write(t, filepath.Join(dir, "full", "x"), nil)
+	for path, kind := range map[string]dray.Kind{
+		filepath.Join(dir, "full"):           dray.KindUsage,
+		filepath.Join(dir, "none", "x.tar"):  dray.KindOther,
+		filepath.Join(dir, "full", "x", "y"): dray.KindOther,
+	} {
+		if _, err := client.WriteSeed(t.Context(), []string{c.pinned}, path, dray.SeedOptions{}); dray.KindOf(err) != kind {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := client.WriteSeed(t.Context(), []string{c.server.Ref("no/such:image")}, filepath.Join(dir, "x.erofs"), dray.SeedOptions{}); dray.KindOf(err) != dray.KindNotFound {
+		t.Errorf("no such image: %v", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left: %v, %v", fmt.Sprint(entries), err)
+	}
+}
