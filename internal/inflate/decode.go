@@ -236,7 +236,8 @@ func (d *decoder) stored(out *output) error {
 
 // codes decodes symbols as long as there is slack, and then one more.
 func (d *decoder) codes(out *output) error {
-	if len(d.src.buf)-d.src.pos >= inSlack && len(out.buf)-out.pos >= outSlack {
+	rest := len(d.src.buf) - d.src.pos
+	if rest >= inSlack && len(out.buf)-out.pos >= outSlack {
 		switch d.fast(out) {
 		case fastSlack:
 		case fastEnd:
@@ -249,6 +250,11 @@ func (d *decoder) codes(out *output) error {
 			return d.corrupt()
 		}
 		return nil
+	}
+	if rest >= edgeSlack {
+		if done, err := d.edge(out); done || err != nil {
+			return err
+		}
 	}
 	sym, err := d.symbol(&d.lit)
 	switch {

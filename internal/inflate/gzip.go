@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	gzipMagic = "\x1f\x8b\x08" // the method included
+	gzipMagic      = "\x1f\x8b\x08" // the method included
+	headerMinBytes = 10
 
 	flagHeaderCRC = 1 << 1
 	flagExtra     = 1 << 2
@@ -25,8 +26,17 @@ var errMagic = fmt.Errorf("%w: not gzip", ErrHeader)
 // header reads a gzip header, RFC 1952 section 2.3. It returns [io.EOF] only
 // if there is not one more byte.
 func (s *source) header() error {
+	if s.pos == len(s.buf) {
+		if err := s.fill(); err != nil {
+			return err
+		}
+	}
+	if rest := s.buf[s.pos:]; len(rest) >= headerMinBytes && string(rest[:len(gzipMagic)]) == gzipMagic && rest[len(gzipMagic)] == 0 {
+		s.pos += headerMinBytes // as most are
+		return nil
+	}
 	h := headerReader{s: s}
-	var fixed [10]byte
+	var fixed [headerMinBytes]byte
 	for i := range fixed {
 		b, err := h.byte()
 		if err != nil {
@@ -142,12 +152,16 @@ func (h *headerReader) skipString() error {
 // trailer reads a member's trailer and compares it with what was decoded.
 func (s *source) trailer(sum, size uint32) error {
 	var t [8]byte
-	for i := range t {
-		b, err := s.readByte()
-		if err != nil {
-			return noEOF(err)
+	if rest := s.buf[s.pos:]; len(rest) >= len(t) {
+		s.pos += copy(t[:], rest)
+	} else {
+		for i := range t {
+			b, err := s.readByte()
+			if err != nil {
+				return noEOF(err)
+			}
+			t[i] = b
 		}
-		t[i] = b
 	}
 	if binary.LittleEndian.Uint32(t[:4]) != sum || binary.LittleEndian.Uint32(t[4:]) != size {
 		return ErrChecksum

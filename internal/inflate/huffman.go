@@ -1,6 +1,9 @@
 package inflate
 
-import "math/bits"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 const (
 	maxCodeBits = 15  // longest code of litlen and distance alphabets
@@ -25,10 +28,13 @@ type huffman struct {
 // that no code at all and a single code of one bit are let through.
 func (h *huffman) init(lens []uint8) bool {
 	h.count = [maxCodeBits + 1]uint16{}
-	for _, n := range lens {
-		h.count[n&maxCodeBits]++
+	for i := 0; i < len(lens); i++ {
+		if n := lens[i]; n != 0 {
+			h.count[n&maxCodeBits]++
+		} else {
+			i += zeros(lens[i+1:])
+		}
 	}
-	h.count[0] = 0
 	var next [maxCodeBits + 2]uint16 // where the symbols of a length start
 	space := 0                       // codes used, in units of the longest possible
 	h.min, h.max = 0, 0
@@ -49,13 +55,25 @@ func (h *huffman) init(lens []uint8) bool {
 	if h.used != 0 && space != 1<<maxCodeBits && !single {
 		return false
 	}
-	for sym, n := range lens {
-		if n != 0 {
+	for sym := 0; sym < len(lens); sym++ {
+		if n := lens[sym]; n != 0 {
 			h.syms[next[n&maxCodeBits]] = uint16(sym)
 			next[n&maxCodeBits]++
+		} else {
+			sym += zeros(lens[sym+1:])
 		}
 	}
 	return true
+}
+
+// zeros returns with how many zeros lens starts, in words of 8: those of symbols
+// that do not occur come in runs.
+func zeros(lens []uint8) int {
+	n := 0
+	for len(lens) >= n+8 && binary.LittleEndian.Uint64(lens[n:]) == 0 {
+		n += 8
+	}
+	return n
 }
 
 // complete reports whether every bit string starts with a code.

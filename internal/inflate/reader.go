@@ -222,7 +222,9 @@ func (r *Reader) decodeDirect(p []byte) (int, error) {
 	}
 	n := out.pos
 	r.sink = output{}
-	r.keepWindow(p[:n])
+	if r.inMember && (err == nil || err == errTarget) { //nolint:errorlint // our own, never wrapped
+		r.keepWindow(p[:n])
+	}
 	return n, err
 }
 
