@@ -23,7 +23,7 @@ type Formula struct {
 
 // Parts of the formula that are no package's constants.
 const (
-	baseBytes   = 14 << 20
+	baseBytes   = 12 << 20
 	namesBytes  = 2<<20 + erofs.DefaultMaxBytes // with the mapped pages of an index beyond its limit that are in use at once
 	rangesBytes = 4 << 20
 )

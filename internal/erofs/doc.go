@@ -30,8 +30,8 @@
 // # Memory
 //
 // An entry takes about 100 bytes and its name; see [BytesPerEntry]. What exceeds
-// [Options.MaxBytes] lies in a mapped, nameless file in [Options.Dir], whose pages
-// belong to the kernel.
+// [Options.MaxBytes] lies in a mapped, nameless file in [Options.Dir], of which a
+// few MiB are mapped at a time.
 //
 // # The image
 //

@@ -13,7 +13,7 @@ import (
 )
 
 // DefaultMaxBytes is how much of an index is in memory, unless told otherwise.
-const DefaultMaxBytes = 1 << 20
+const DefaultMaxBytes = 1 << 19
 
 // BytesPerEntry is the most memory that an entry takes, its name not included.
 const BytesPerEntry = 180
@@ -52,7 +52,9 @@ const none = 1<<32 - 1
 
 // inode is a file of any type. Directories have no hard links.
 type inode struct {
-	size  int64 // of a file or a link's target; of a directory when it is laid out
+	// size of a file or a link's target; of a directory when it is laid out, and
+	// before that the number of its table in [Index.tables] plus one, or 0 for none.
+	size  int64
 	mtime int64
 	nsec  uint32
 	uid   uint32
@@ -71,6 +73,8 @@ type inode struct {
 	mode   uint16
 	opaque bool
 	hiding bool // of a directory: it has, or had, whiteouts
+	named  bool // was given a name
+	linked bool // was given several
 }
 
 func (n *inode) isDir() bool  { return n.mode&unix.S_IFMT == unix.S_IFDIR }
@@ -94,7 +98,8 @@ type Index struct {
 	texts   texts
 	inodes  list[inode]
 	dirents list[dirent]
-	names   table // of dirents
+	tables  list[table] // of the names in large directories
+	slots   list[slot]  // of all tables
 	xattrs  xattrs
 	seed    maphash.Seed
 	result  Result
@@ -119,9 +124,9 @@ func newIndex(o Options) (*Index, error) {
 	}
 	x := &Index{memory: memory{limit: o.MaxBytes, dir: o.Dir}, seed: maphash.MakeSeed()}
 	m := &x.memory
-	x.texts.mem, x.inodes.mem, x.dirents.mem, x.names.mem = m, m, m, m
+	x.texts.mem, x.inodes.mem, x.dirents.mem, x.tables.mem, x.slots.mem = m, m, m, m, m
 	a := &x.xattrs
-	a.texts.mem, a.list.mem, a.members.mem, a.sets.mem, a.byText.mem, a.bySet.mem, a.seed = m, m, m, m, m, m, x.seed
+	a.texts.mem, a.list.mem, a.members.mem, a.sets.mem, a.slots.mem, a.seed = m, m, m, m, m, x.seed
 	_, err := x.inodes.add(inode{mode: unix.S_IFDIR | implicitMode, data: none, parent: none})
 	return x, err
 }
@@ -144,25 +149,57 @@ const (
 
 func (x *Index) name(d *dirent) []byte { return x.texts.at(d.name, int(d.length)) }
 
-func (x *Index) hash(dir uint32, name string) uint64 {
-	return mix(maphash.String(x.seed, name), dir)
-}
+// hash of a name. Tables take its upper half.
+func (x *Index) hash(name []byte) uint32 { return uint32(maphash.Bytes(x.seed, name) >> 32) }
 
-func (x *Index) direntHash(id uint32) uint64 {
-	d := x.dirents.at(id)
-	return mix(maphash.Bytes(x.seed, x.name(d)), d.dir)
-}
+// fewNames are looked for one by one: most directories need no table.
+const fewNames = 8
 
 // find returns the entry of a name, which may have been removed, or none.
 func (x *Index) find(dir uint32, name string) uint32 {
-	id, ok := x.names.find(x.hash(dir, name), func(id uint32) bool {
-		d := x.dirents.at(id)
-		return d.dir == dir && string(x.name(d)) == name
+	n := x.inodes.at(dir)
+	if n.size == 0 {
+		for id := n.data; id != none; {
+			d := x.dirents.at(id)
+			if string(x.name(d)) == name {
+				return id
+			}
+			id = d.next
+		}
+		return none
+	}
+	hash := uint32(maphash.String(x.seed, name) >> 32)
+	id, ok := x.tables.at(uint32(n.size-1)).find(&x.slots, hash, func(id uint32) bool {
+		return string(x.name(x.dirents.at(id))) == name
 	})
 	if !ok {
 		return none
 	}
 	return id
+}
+
+// enlist makes the first entry of a directory one that is found.
+func (x *Index) enlist(dir uint32) error {
+	n := x.inodes.at(dir)
+	if n.size != 0 {
+		return x.tables.at(uint32(n.size-1)).add(&x.slots, x.hash(x.name(x.dirents.at(n.data))), n.data)
+	}
+	count := 0
+	for id := n.data; id != none; id = x.dirents.at(id).next {
+		count++
+	}
+	if count <= fewNames {
+		return nil
+	}
+	var t table
+	for id := n.data; id != none; id = x.dirents.at(id).next {
+		if err := t.add(&x.slots, x.hash(x.name(x.dirents.at(id))), id); err != nil {
+			return err
+		}
+	}
+	number, err := x.tables.add(t)
+	n.size = int64(number) + 1
+	return err
 }
 
 // lookup returns the inode of a name, or none.
@@ -189,15 +226,16 @@ func (x *Index) set(dir uint32, name string, ino uint32) error {
 		if err != nil {
 			return err
 		}
-		if err := x.names.add(x.direntHash); err != nil {
+		x.inodes.at(dir).data = id
+		if err := x.enlist(dir); err != nil {
 			return err
 		}
-		x.inodes.at(dir).data = id
 	} else if old := x.dirents.at(id).ino; old != none && x.inodes.at(old).isDir() {
 		x.lastPath = ""
 	}
 	x.dirents.at(id).ino = ino
-	if n := x.inodes.at(ino); n.isDir() {
+	n := x.inodes.at(ino)
+	if n.named, n.linked = true, n.linked || n.named; n.isDir() {
 		n.parent = id
 	}
 	return nil

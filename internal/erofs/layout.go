@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -90,7 +89,9 @@ func blocksOf(sizeBytes uint64) uint64 { return (sizeBytes + blockBytes - 1) / b
 // prepare sorts the directories from dir on, counts links and uses of attributes,
 // and sets the sizes of directories. The depth is limited by that of a path.
 func (x *Index) prepare(dir uint32, p *packer) error {
-	x.sort(dir)
+	if err := x.sort(dir); err != nil {
+		return err
+	}
 	if err := x.use(dir); err != nil {
 		return err
 	}
@@ -233,65 +234,6 @@ func fullBlocks(n *inode, inline bool) uint64 {
 	return blocksOf(uint64(n.size))
 }
 
-// sort orders the entries of a directory by name. It needs no memory: a merge sort
-// of the list, from the bottom up.
-func (x *Index) sort(dir uint32) {
-	head := x.inodes.at(dir).data
-	for width := 1; ; width *= 2 {
-		merged := chain{x: x, first: none, last: none}
-		merges := 0
-		for rest := head; rest != none; merges++ {
-			rest = merged.merge(rest, width)
-		}
-		if merged.last != none {
-			x.dirents.at(merged.last).next = none
-		}
-		if head = merged.first; merges <= 1 {
-			x.inodes.at(dir).data = head
-			return
-		}
-	}
-}
-
-// chain is a list of entries that grows at its end.
-type chain struct {
-	x           *Index
-	first, last uint32 // or none
-}
-
-// take appends the first entry of a list, and returns the rest of the list.
-func (c *chain) take(list uint32) (rest uint32) {
-	if c.last == none {
-		c.first = list
-	} else {
-		c.x.dirents.at(c.last).next = list
-	}
-	c.last = list
-	return c.x.dirents.at(list).next
-}
-
-// merge appends the first two runs of a list, of width entries each, as one, and
-// returns what is behind them.
-func (c *chain) merge(a uint32, width int) (rest uint32) {
-	b, left := a, 0
-	for ; left < width && b != none; left++ {
-		b = c.x.dirents.at(b).next
-	}
-	right := width
-	for left > 0 || right > 0 && b != none {
-		if left > 0 && (right == 0 || b == none || c.x.less(a, b)) {
-			a, left = c.take(a), left-1
-		} else {
-			b, right = c.take(b), right-1
-		}
-	}
-	return b
-}
-
-func (x *Index) less(a, b uint32) bool {
-	return bytes.Compare(x.name(x.dirents.at(a)), x.name(x.dirents.at(b))) < 0
-}
-
 // packer packs directories into blocks: entries, then their names, as many as fit.
 type packer struct {
 	x     *Index
@@ -313,6 +255,7 @@ func (p *packer) pack(dir uint32, emit func([]byte) error) error {
 	}{{".", dir}, {"..", p.x.above(dir)}}
 	next := 0
 	for d := range p.x.entries(dir) {
+		p.x.memory.step()
 		name := p.x.name(d)
 		for next < len(dots) && string(name) > dots[next].name {
 			if err := p.add([]byte(dots[next].name), dots[next].ino, emit); err != nil {
@@ -358,6 +301,7 @@ func (p *packer) flush(size int, emit func([]byte) error) error {
 	b := p.block[:size]
 	at := direntBytes * count
 	for i := range count {
+		p.x.memory.step()
 		n := p.x.inodes.at(p.inos[i])
 		e := b[direntBytes*i:]
 		binary.LittleEndian.PutUint64(e, uint64(n.slot))

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -70,18 +71,47 @@ func TestDirectoryOf200000(t *testing.T) {
 	}
 }
 
+// linked returns a tar in disorder with hard links between its directories, names
+// that are given twice, whiteouts and directories among them.
+func linked(count, perDir int) []byte {
+	var entries []testkit.Entry
+	var files []string
+	for _, n := range rand.New(rand.NewPCG(3, 4)).Perm(count) {
+		name := fmt.Sprintf("d%d/name-%d", n/perDir, n)
+		switch {
+		case n%7 == 0 && len(files) > 0:
+			entries = append(entries, testkit.Hardlink(name, files[len(files)/2]))
+		case n%13 == 0:
+			entries = append(entries, testkit.Whiteout(name))
+		case n%17 == 0:
+			entries = append(entries, testkit.File(name+"/deeper/file", "x"))
+		case n%19 == 0:
+			entries = append(entries, testkit.File(name, "first"), testkit.File(name, "again").At(int64(n), 0))
+		default:
+			entries = append(entries, testkit.File(name, "x").At(int64(n), 0).Setxattr("user.number", strconv.Itoa(n%100)))
+			files = append(files, name)
+		}
+	}
+	return testkit.Tar(entries...)
+}
+
 func TestImageIsTheSameInMemoryAndOnDisk(t *testing.T) {
 	t.Parallel()
-	raw := many(30_000, 700)
-	want := image(t, bytes.NewReader(raw), erofs.Options{MaxBytes: 1 << 30})
-	for _, limit := range []int64{1, 100_000, 2_000_000} {
-		dir := t.TempDir()
-		got := image(t, bytes.NewReader(raw), erofs.Options{MaxBytes: limit, Dir: dir})
-		if !bytes.Equal(got, want) {
-			t.Errorf("the image differs with %d bytes of memory", limit)
-		}
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-			t.Errorf("left behind: %v, %v", left, err)
+	tars := [][]byte{many(30_000, 700), linked(5000, 300), linked(3000, 3000)}
+	if !testing.Short() {
+		tars = append(tars, many(70_000, 70_000)) // sorted in more than one run
+	}
+	for i, raw := range tars {
+		want := image(t, bytes.NewReader(raw), erofs.Options{MaxBytes: 1 << 30})
+		for _, limit := range []int64{1, 1_000_000} {
+			dir := t.TempDir()
+			got := image(t, bytes.NewReader(raw), erofs.Options{MaxBytes: limit, Dir: dir})
+			if !bytes.Equal(got, want) {
+				t.Errorf("tar %d: the image differs with %d bytes of memory", i, limit)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
 		}
 	}
 }

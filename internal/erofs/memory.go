@@ -22,7 +22,9 @@ type memory struct {
 	file   *os.File
 	chunks [][]byte // mapped
 	spare  []byte   // of the last chunk
-	steps  int
+	steps  int      // until the faults are looked at
+	looked int64    // faults of this process at the last look
+	faults int64    // and when the pages were last let go of
 }
 
 // take counts bytes of the heap, and tells whether the limit allows them.
@@ -81,22 +83,50 @@ func (m *memory) grow(size int) error {
 	if err != nil {
 		return os.NewSyscallError("mmap", err)
 	}
+	// Without read-ahead the page cache takes single pages, not folios of 2 MiB, of
+	// which a fault would map each whole.
+	if err := unix.Madvise(chunk, unix.MADV_RANDOM); err != nil {
+		return errors.Join(os.NewSyscallError("madvise", err), unix.Munmap(chunk))
+	}
 	m.chunks = append(m.chunks, chunk)
 	m.spare = chunk
 	return nil
 }
 
-// stepsToTrim is after how many steps the file's pages are let go of: few enough that
-// what they touch is small beside the limit.
-const stepsToTrim = 1 << 10
+// When the file's pages are let go of. A fault maps 64 KiB at most (the kernel's
+// fault_around_bytes), and a step has a few of them, so that about 4 MiB are mapped.
+const (
+	fewestSteps  = 8 // between two looks at the faults, where there are many
+	mostSteps    = 32
+	faultsToTrim = 48
+)
 
-// step is called for each entry or inode that something is done with. From time to
-// time it lets the kernel take back the pages of the file. Nothing is lost: they
-// are read again when they are touched.
+// step is called for each entry or inode that something is done with. It lets the
+// kernel take back the pages of the file when many were touched. Nothing is lost:
+// they are read again when they are touched. That is measured in faults, which
+// are few when what is touched lies together, and not in steps, of which each may
+// touch pages far apart.
 func (m *memory) step() {
-	if m.steps++; m.steps%stepsToTrim != 0 {
+	if m.steps--; m.steps >= 0 || m.file == nil {
 		return
 	}
+	m.look()
+}
+
+func (m *memory) look() {
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		return // it has no way to fail
+	}
+	faults := usage.Minflt + usage.Majflt
+	if m.steps = fewestSteps; faults-m.looked < fewestSteps {
+		m.steps = mostSteps
+	}
+	m.looked = faults
+	if faults-m.faults < faultsToTrim {
+		return
+	}
+	m.faults = faults
 	for _, c := range m.chunks {
 		_ = unix.Madvise(c, unix.MADV_DONTNEED) // for a shared mapping, only this process's view of it
 	}
@@ -145,34 +175,59 @@ func (l *list[T]) at(i uint32) *T { return &l.parts[i>>partBits][i&(partLen-1)] 
 
 // add appends v and returns its number.
 func (l *list[T]) add(v T) (uint32, error) {
+	at, err := l.extend(1)
+	if err == nil {
+		*l.at(at) = v
+	}
+	return at, err
+}
+
+// extend appends count zero values and returns the number of the first.
+func (l *list[T]) extend(count uint32) (first uint32, err error) {
+	first = l.count
+	if uint64(first)+uint64(count) > none {
+		return 0, errMany
+	}
+	for count > 0 {
+		if l.count&(partLen-1) == 0 || l.count < partLen && int(l.count) == len(l.parts[0]) {
+			if err := l.addRoom(); err != nil {
+				return 0, err
+			}
+		}
+		part := l.parts[l.count>>partBits]
+		n := min(count, uint32(len(part))-l.count&(partLen-1))
+		l.count, count = l.count+n, count-n
+	}
+	return first, nil
+}
+
+// addRoom appends a part, of which the first is a small one that grows.
+func (l *list[T]) addRoom() error {
 	const firstLen = 64
-	at := int(l.count & (partLen - 1))
+	size := partLen
 	switch {
 	case l.count == 0:
-		part, err := allocate[T](l.mem, firstLen)
-		if err != nil {
-			return 0, err
-		}
-		l.parts = append(l.parts, part)
-	case at == 0:
-		part, err := allocate[T](l.mem, partLen)
-		if err != nil {
-			return 0, err
-		}
-		l.parts = append(l.parts, part)
-	case l.count < partLen && at == len(l.parts[0]):
-		part, err := allocate[T](l.mem, 2*at)
-		if err != nil {
-			return 0, err
-		}
-		copy(part, l.parts[0])
-		l.mem.free(int64(at) * int64(unsafe.Sizeof(v)))
-		l.parts[0] = part
+		size = firstLen
+	case l.count < partLen:
+		size = 2 * len(l.parts[0])
 	}
-	l.parts[len(l.parts)-1][at] = v
-	l.count++
-	return l.count - 1, nil
+	part, err := allocate[T](l.mem, size)
+	if err != nil {
+		return err
+	}
+	if l.count == 0 || l.count >= partLen {
+		l.parts = append(l.parts, part)
+		return nil
+	}
+	copy(part, l.parts[0])
+	var zero T
+	l.mem.free(int64(len(l.parts[0])) * int64(unsafe.Sizeof(zero)))
+	l.parts[0] = part
+	return nil
 }
+
+// errMany means that numbers of 32 bits do not suffice.
+var errMany = &InexpressibleError{Reason: "more than 4 billion entries, names or attributes"}
 
 // free gives back bytes of the heap that the collector will find.
 func (m *memory) free(size int64) {
@@ -248,52 +303,66 @@ func (t *texts) addString(s string) (uint32, error) {
 	return offset, err
 }
 
-// table finds the numbers 0, 1, 2 … by the hash of what they stand for.
-type table struct {
-	mem   *memory
-	slots []uint32 // number+1; 0 is free
-	count uint32
+// slot of a table: a number, and the hash of what it stands for.
+type slot struct {
+	hash   uint32
+	number uint32 // plus one; 0 is a free slot
 }
 
-// find returns the number for which same is true.
-func (t *table) find(hash uint64, same func(uint32) bool) (uint32, bool) {
-	if len(t.slots) == 0 {
+// table finds numbers by the hashes of what they stand for. Its slots lie together,
+// in a list that many tables share.
+type table struct {
+	first uint32 // slot
+	count uint32 // of numbers
+	bits  uint8  // there are 1<<bits slots; 0 is none
+}
+
+// find returns the number for which same is true, which is asked for few others.
+func (t *table) find(slots *list[slot], hash uint32, same func(uint32) bool) (uint32, bool) {
+	if t.bits == 0 {
 		return 0, false
 	}
-	mask := uint64(len(t.slots) - 1)
-	for i := hash & mask; t.slots[i] != 0; i = (i + 1) & mask {
-		if id := t.slots[i] - 1; same(id) {
-			return id, true
+	mask := uint32(1)<<t.bits - 1
+	for i := hash & mask; ; i = (i + 1) & mask {
+		s := slots.at(t.first + i)
+		if s.number == 0 {
+			return 0, false
+		}
+		if s.hash == hash && same(s.number-1) {
+			return s.number - 1, true
 		}
 	}
-	return 0, false
 }
 
-// add adds the next number. hashOf returns the hash of any number.
-func (t *table) add(hashOf func(uint32) uint64) error {
-	const firstSlots = 128
-	if 4*int(t.count) >= 3*len(t.slots) {
-		slots, err := allocate[uint32](t.mem, max(firstSlots, 2*len(t.slots)))
-		if err != nil {
+// add adds a number that is not there.
+func (t *table) add(slots *list[slot], hash, number uint32) error {
+	const firstBits = 5
+	if t.bits == 0 || 4*uint64(t.count) >= 3<<t.bits {
+		grown := table{count: t.count, bits: max(firstBits, t.bits+1)}
+		var err error
+		if grown.first, err = slots.extend(1 << grown.bits); err != nil {
 			return err
 		}
-		t.mem.free(4 * int64(len(t.slots)))
-		t.slots = slots
-		for id := range t.count { // in the order in which what they stand for lies in memory
-			t.mem.step()
-			t.put(id, hashOf(id))
+		if t.bits > 0 {
+			for i := range uint32(1) << t.bits {
+				slots.mem.step()
+				if s := *slots.at(t.first + i); s.number != 0 {
+					grown.put(slots, s)
+				}
+			}
 		}
+		*t = grown
 	}
-	t.put(t.count, hashOf(t.count))
+	t.put(slots, slot{hash: hash, number: number + 1})
 	t.count++
 	return nil
 }
 
-func (t *table) put(id uint32, hash uint64) {
-	mask := uint64(len(t.slots) - 1)
-	i := hash & mask
-	for t.slots[i] != 0 {
+func (t *table) put(slots *list[slot], s slot) {
+	mask := uint32(1)<<t.bits - 1
+	i := s.hash & mask
+	for slots.at(t.first+i).number != 0 {
 		i = (i + 1) & mask
 	}
-	t.slots[i] = id + 1
+	*slots.at(t.first + i) = s
 }

@@ -57,8 +57,9 @@ type xattrs struct {
 	members list[uint32] // numbers of attributes
 	sets    list[attributeSet]
 
-	byText table // of list
-	bySet  table // of sets
+	slots  list[slot] // of the tables
+	byText table      // of list
+	bySet  table      // of sets
 
 	seed   maphash.Seed
 	number []uint32 // of the set being made
@@ -74,20 +75,9 @@ func (x *xattrs) text(id uint32) []byte {
 // paddedBytes returns the size of an attribute in the image.
 func (x *xattrs) paddedBytes(id uint32) int { return (len(x.text(id)) + 3) &^ 3 }
 
-func (x *xattrs) textHash(id uint32) uint64 { return maphash.Bytes(x.seed, x.text(id)) }
-
 func (x *xattrs) setMembers(id uint32) func(i uint32) uint32 {
 	s := *x.sets.at(id)
 	return func(i uint32) uint32 { return *x.members.at(s.first + i) }
-}
-
-func (x *xattrs) setHash(id uint32) uint64 {
-	var h uint64
-	at := x.setMembers(id)
-	for i := range x.sets.at(id).count {
-		h = mix(h, at(i))
-	}
-	return h
 }
 
 func mix(h uint64, v uint32) uint64 {
@@ -112,8 +102,8 @@ func (x *xattrs) attribute(name string, value []byte) (uint32, error) {
 // intern returns the number of an attribute in the form in which the image has it,
 // without padding. It keeps nothing of text.
 func (x *xattrs) intern(text []byte) (uint32, error) {
-	h := maphash.Bytes(x.seed, text)
-	if id, ok := x.byText.find(h, func(id uint32) bool { return bytes.Equal(x.text(id), text) }); ok {
+	h := uint32(maphash.Bytes(x.seed, text) >> 32)
+	if id, ok := x.byText.find(&x.slots, h, func(id uint32) bool { return bytes.Equal(x.text(id), text) }); ok {
 		return id, nil
 	}
 	offset, b, err := x.texts.add(len(text))
@@ -125,7 +115,7 @@ func (x *xattrs) intern(text []byte) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	return id, x.byText.add(x.textHash)
+	return id, x.byText.add(&x.slots, h, id)
 }
 
 // set returns the number of the set of x.number; 0 is no attributes at all.
@@ -150,7 +140,7 @@ func (x *xattrs) set() (uint32, error) {
 		}
 		return true
 	}
-	if id, ok := x.bySet.find(h, same); ok {
+	if id, ok := x.bySet.find(&x.slots, uint32(h>>32), same); ok {
 		return id + 1, nil
 	}
 	first := x.members.count
@@ -163,7 +153,7 @@ func (x *xattrs) set() (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	return id + 1, x.bySet.add(x.setHash)
+	return id + 1, x.bySet.add(&x.slots, uint32(h>>32), id)
 }
 
 // withMark returns the set that has an attribute of overlayfs's besides.
