@@ -32,7 +32,7 @@ func TestMemoryOfPulls(t *testing.T) { //nolint:paralleltest // measures
 			return testkit.Image(t).Layer(testkit.Text("half", 1<<30, 1), testkit.Zeros("zeros", 1<<30)).GzipLevel(gzip.BestSpeed)
 		},
 		"100 layers": func() *testkit.Builder { return testkit.Big(t, 100, 1<<20, testkit.Random) },
-		"two layers of 500,000 files": func() *testkit.Builder {
+		"a million files in two layers": func() *testkit.Builder {
 			return testkit.Image(t).LayerOf(testkit.FileSeq("files", 500_000)).LayerOf(testkit.FileSeq("others", 500_000)).GzipLevel(gzip.BestSpeed)
 		},
 		"100,000 files": func() *testkit.Builder {
