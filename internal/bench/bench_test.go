@@ -17,9 +17,17 @@ import (
 )
 
 // TestMain lets the test binary be a program under test: "bench do-floor REF" as dray
-// has it, and "use", which takes usedTime of CPU.
+// has it, "use", which takes usedTime of CPU, servers good and bad, and a bench of its own.
 func TestMain(m *testing.M) {
+	switch filepath.Base(os.Args[0]) {
+	case "imagepuller", "ttrpc-cdh":
+		exit(predecessor())
+	}
 	switch {
+	case len(os.Args) == 4 && os.Args[1] == "serve":
+		exit(serveBadly(os.Args[2], os.Args[3]))
+	case len(os.Args) == 4 && os.Args[1] == "measure":
+		exit(measureAlone(os.Args[2], os.Args[3]))
 	case len(os.Args) == 4 && os.Args[1] == "bench" && os.Args[2] == "do-floor":
 		exit(bench.Floor(context.Background(), os.Args[3]))
 	case len(os.Args) == 2 && os.Args[1] == "use":

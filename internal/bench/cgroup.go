@@ -24,8 +24,11 @@ type groups struct {
 // newGroups makes the groups of a run. Without the right to, it returns none and
 // the reason.
 func newGroups(id string, memoryLimit int64) (*groups, error) {
+	return newGroupsIn("/sys/fs/cgroup", id, memoryLimit)
+}
+
+func newGroupsIn(root, id string, memoryLimit int64) (*groups, error) {
 	g := &groups{}
-	const root = "/sys/fs/cgroup"
 	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
 		g.version, g.memory = 2, filepath.Join(root, id)
 		g.cpu = g.memory
@@ -48,6 +51,18 @@ func newGroups(id string, memoryLimit int64) (*groups, error) {
 		}
 	}
 	return g, nil
+}
+
+// lacks says what the groups do not count on this machine, "" when nothing is missing.
+func (g *groups) lacks() string {
+	peak := "memory.max_usage_in_bytes"
+	if g.version == 2 {
+		peak = "memory.peak" // Linux 5.19
+	}
+	if _, err := os.Stat(filepath.Join(g.memory, peak)); err != nil {
+		return "memory: " + err.Error()
+	}
+	return ""
 }
 
 // joinFiles are the files into which a process writes its identifier to belong.

@@ -3,6 +3,8 @@ package bench
 import (
 	"context"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 )
 
@@ -19,10 +21,17 @@ func Shape(l net.Listener, n Network) (net.Listener, *atomic.Int64) {
 	return newShapedListener(l, n, c), &c.bytes
 }
 
-// ServerRival is a rival that is a server of that command line.
+// ServerRival is a rival that is a server of that command line, {socket} replaced.
 func ServerRival(name string, argv ...string) *Rival {
 	return &Rival{
-		Name: name, Kind: "imagepuller", server: func(*site) []string { return argv }, ready: listening, ask: pullByService(bareReference),
+		Name: name, Kind: "other", ready: listening,
+		server: func(s *site) []string {
+			words := slices.Clone(argv)
+			for i := range words {
+				words[i] = strings.ReplaceAll(words[i], "{socket}", s.socket)
+			}
+			return words
+		}, ask: pullByService(bareReference),
 	}
 }
 
@@ -35,3 +44,23 @@ var (
 
 // Wanted is what apt is asked for, given the name of a package's file.
 func Wanted(name string) (string, error) { return debPackage{name}.wanted() }
+
+// Groups are control groups below another root.
+type Groups struct{ *groups }
+
+// NewGroups makes groups below root.
+func NewGroups(root, id string, memoryLimit int64) (Groups, error) {
+	g, err := newGroupsIn(root, id, memoryLimit)
+	return Groups{g}, err
+}
+
+func (g Groups) Version() int                   { return g.version }
+func (g Groups) JoinFiles() []string            { return g.joinFiles() }
+func (g Groups) Processes() []int               { return g.processes() }
+func (g Groups) Peak() int64                    { return g.peakBytes() }
+func (g Groups) Anonymous() int64               { return g.anonymousBytes() }
+func (g Groups) OOMKills() int64                { return g.oomKills() }
+func (g Groups) CPUSeconds() float64            { return g.cpuSeconds() }
+func (g Groups) Lacks() string                  { return g.lacks() }
+func (g Groups) Remove() error                  { return g.remove() }
+func (g Groups) Kill(ctx context.Context) error { return killGroup(ctx, g.groups) }

@@ -9,7 +9,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"dray"
+
 	"dray/internal/bench"
 	"dray/internal/oci"
 	"dray/internal/stream"
@@ -76,13 +79,14 @@ func TestRealServers(t *testing.T) {
 		t.Skip("builds a program and starts daemons")
 	}
 	testkit.Need(t, testkit.Root())
-	guest := filepath.Join(t.TempDir(), "dray-guest")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", guest, "dray/cmd/dray-guest")
+	bin := t.TempDir()
+	guest, full := filepath.Join(bin, "dray-guest"), filepath.Join(bin, "dray")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "dray/cmd/dray-guest", "dray/cmd/dray")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	rivals := []*bench.Rival{rival(t, guest), rival(t, "dir@dray-guest="+guest+" --layout dir")}
+	rivals := []*bench.Rival{rival(t, guest), rival(t, "dir@dray="+full+" --layout dir DRAY_PROGRESS=none")}
 	for _, name := range []string{"containerd", "podman", "skopeo+umoci"} {
 		if r, err := bench.ParseRival(t.Context(), name); err == nil {
 			rivals = append(rivals, r)
@@ -94,7 +98,7 @@ func TestRealServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report := measure(t, bench.Options{Rivals: rivals, Networks: []bench.Network{network}})
+	report := measure(t, bench.Options{Rivals: rivals, Networks: []bench.Network{network}, ProfileDir: t.TempDir()})
 	for _, r := range report.Runs {
 		if r.Error != "" || r.Cleanup != "" {
 			t.Errorf("%s %s over %s: %s %s", r.Rival, r.Mode, r.Network, r.Error, r.Cleanup)
@@ -102,8 +106,31 @@ func TestRealServers(t *testing.T) {
 		if r.Storage.Blocks < 2<<20 || r.PeakRSS < 1<<20 || r.Mode == bench.Individual && r.FirstByteSeconds < r.Seconds {
 			t.Errorf("%s %s: implausible figures %+v", r.Rival, r.Mode, r.Storage)
 		}
+		ours := r.Rival == "dray-guest" || r.Rival == "dir"
+		if ours && r.Mode == bench.Individual {
+			checkTimeline(t, &r)
+		}
 	}
 	if len(report.Notes) > 0 {
 		t.Logf("notes: %v", report.Notes)
+	}
+	if len(report.Profiles) != 1 || report.Profiles[0].Recording == nil || report.Profiles[0].Recording.Allocations < 1000 || report.Profiles[0].PeakRSS == 0 {
+		t.Errorf("profiles: %+v", report.Profiles)
+	}
+}
+
+// checkTimeline makes sure that all stages and both layers are there, in their order
+// and within the time of the pull.
+func checkTimeline(t *testing.T, r *bench.Run) {
+	t.Helper()
+	var names []string
+	for _, s := range r.Timeline {
+		names = append(names, s.Name)
+		if s.Begin < 0 || s.End < s.Begin || s.End > r.Seconds {
+			t.Errorf("%s: %+v, of %f s", r.Rival, s, r.Seconds)
+		}
+	}
+	if diff := cmp.Diff([]string{"resolve", "layers", "sync", "mount", "answer", "layer", "layer"}, names); diff != "" {
+		t.Errorf("%s: timeline: %s", r.Rival, diff)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -101,16 +102,44 @@ func workDirectory(ctx context.Context, parent string) (dir string, release func
 		return "", nil, err
 	}
 	dir = filepath.Join(parent, workPrefix+strconv.Itoa(os.Getpid()))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", nil, fmt.Errorf("make work directory: %w", err)
-	}
-	lock, err := durable.TryAcquire(filepath.Join(dir, "lock"), durable.Exclusive)
+	lock, err := lockedDirectory(ctx, dir)
 	if err != nil {
 		return "", nil, fmt.Errorf("lock work directory: %w", err)
 	}
 	return dir, func() error {
 		return errors.Join(unmountBelow(dir), os.RemoveAll(dir), lock.Release())
 	}, nil
+}
+
+// lockedDirectory makes dir and locks it. A bench that sweeps may take the directory
+// for a dead one's before it is locked: then it is made anew.
+func lockedDirectory(ctx context.Context, dir string) (*durable.Lock, error) {
+	const patience = 5 * time.Second // a sweep of an empty directory is short
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		name := filepath.Join(dir, "lock")
+		lock, err := durable.TryAcquire(name, durable.Exclusive)
+		if err == nil {
+			if _, err = os.Stat(name); err == nil {
+				return lock, nil
+			}
+			err = errors.Join(err, lock.Release())
+		}
+		if !errors.Is(err, durable.ErrLocked) && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // sweep removes what killed benches left below parent.

@@ -69,7 +69,7 @@ func (h *harness) profile(ctx context.Context, j job, p *Profile) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.close(ctx)) }()
+	defer func() { err = errors.Join(err, s.close(ctx, h.Grace)) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, h.Timeout, fmt.Errorf("the run took longer than %s", h.Timeout))
 	defer cancel()
 	if err := h.prepare(ctx, s, j); err != nil {

@@ -54,8 +54,12 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 		r.server = func(s *site) []string { return append([]string{found, "--storepath", s.store}, extra...) }
 		// newer ones take --listen neither: the socket is where Contrast has it
 		const socket = "/run/guest-services/imagepull.socket"
-		r.prepare = func(_ context.Context, s *site, _ request) error {
+		r.prepare = func(ctx context.Context, s *site, _ request) error {
 			s.socket = socket
+			if conn, err := dial(ctx, s); err == nil {
+				_ = conn.Close()
+				return fmt.Errorf("somebody serves %s already, perhaps another bench: stop it first", socket)
+			}
 			return os.MkdirAll(filepath.Dir(socket), 0o700)
 		}
 	case "image-rs":

@@ -30,6 +30,7 @@ type Options struct {
 	Seed        uint64
 	DropCaches  int           // what is written to drop_caches before each run; 0 is nothing
 	Timeout     time.Duration // of one run; 0 is DefaultTimeout
+	Grace       time.Duration // for a server to stop; 0 is DefaultGrace
 	MemoryLimit int64         // of the run's control group; 0 is none
 	Work        string        // directory for sites; its file system is what is measured
 	ProfileDir  string        // for pprof files; "": memory is not profiled
@@ -38,8 +39,11 @@ type Options struct {
 	Log         *slog.Logger
 }
 
-// DefaultTimeout bounds one run.
-const DefaultTimeout = 10 * time.Minute
+// DefaultTimeout bounds one run, DefaultGrace how long a server may take to stop.
+const (
+	DefaultTimeout = 10 * time.Minute
+	DefaultGrace   = 10 * time.Second
+)
 
 // disturbedShare is the share of the machine that others may use before a run
 // counts as disturbed.
@@ -69,9 +73,7 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Timeout == 0 {
-		o.Timeout = DefaultTimeout
-	}
+	o.Timeout, o.Grace = cmp.Or(o.Timeout, DefaultTimeout), cmp.Or(o.Grace, DefaultGrace)
 	if len(o.Networks) == 0 {
 		o.Networks = []Network{{Name: cmp.Or(o.Registry, "loopback")}}
 	}
@@ -145,10 +147,13 @@ func (h *harness) notes() {
 	}
 	g, err := newGroups(groupPrefix+strconv.Itoa(os.Getpid())+"-probe", 0)
 	if err != nil {
-		h.report.Notes = append(h.report.Notes, fmt.Sprintf("no control groups (%v): no CPU time, no peak with page cache; processes that leave their parent are not seen", err))
+		h.report.Notes = append(h.report.Notes, fmt.Sprintf("no control groups (%v): no peak with page cache; processes that leave their parent are not seen, short ones are missed", err))
 		return
 	}
 	m.Cgroup = g.version
+	if lack := g.lacks(); lack != "" {
+		h.report.Notes = append(h.report.Notes, "the control groups do not count "+lack)
+	}
 	_ = g.remove() // swept with the next bench
 }
 
@@ -248,7 +253,7 @@ func (h *harness) run(ctx context.Context, j job) (r Run) {
 	if err != nil {
 		r.Error = err.Error()
 	}
-	if err := s.close(ctx); err != nil {
+	if err := s.close(ctx, h.Grace); err != nil {
 		r.Cleanup = err.Error()
 	}
 	return r
@@ -347,7 +352,7 @@ func (h *harness) startServer(ctx context.Context, s *site, rival *Rival, r *Run
 // askAll asks for every image and measures time, CPU, network and disturbance.
 func (h *harness) askAll(ctx context.Context, s *site, j job, registry *registry, r *Run, sampling *sampler) error {
 	sent, requests := registry.count.bytes.Load(), registry.count.requests.Load()
-	busy, used, own := busySeconds(), s.groups.cpuSeconds(), selfSeconds()
+	busy, used, own := busySeconds(), s.cpuSeconds(), selfSeconds()
 	sampling.restart()
 	begin := time.Now()
 	for _, i := range j.images {
@@ -374,7 +379,7 @@ func (h *harness) askAll(ctx context.Context, s *site, j job, registry *registry
 			}
 		}
 	}
-	r.CPUSeconds = s.groups.cpuSeconds() - used
+	r.CPUSeconds = s.cpuSeconds() - used
 	r.NetworkBytes, r.NetworkRequests = registry.count.bytes.Load()-sent, registry.count.requests.Load()-requests
 	ours := r.CPUSeconds + selfSeconds() - own
 	r.OthersCPU = max(0, busySeconds()-busy-ours) / (time.Since(begin).Seconds() * float64(h.report.Machine.CPUs))

@@ -1,9 +1,9 @@
 package bench
 
 import (
+	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,7 +79,7 @@ func (m *sampler) sample() {
 		process = max(process, peak)
 	}
 	anon := m.site.groups.anonymousBytes()
-	cpu := m.site.groups.cpuSeconds()
+	cpu := m.site.cpuSeconds()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.peakSum, m.peakProcess, m.peakAnon = max(m.peakSum, sum), max(m.peakProcess, process), max(m.peakAnon, anon)
@@ -118,6 +118,35 @@ func residentBytes(pid int) (now, peak int64) {
 	return now, peak
 }
 
+// ticksPerSecond is USER_HZ, fixed on Linux.
+const ticksPerSecond = 100
+
+// processSeconds returns the CPU time of a process and of its children that have ended.
+func processSeconds(pid int) float64 {
+	var ticks int64
+	for _, field := range statFields(pid, 13, 17) { // utime, stime, cutime, cstime
+		n, _ := strconv.ParseInt(field, 10, 64) // 0 is unknown
+		ticks += n
+	}
+	return float64(ticks) / ticksPerSecond
+}
+
+// statFields returns fields [from, to) of /proc/PID/stat, counted from 0: process,
+// name, state, parent, …; none when it has ended.
+func statFields(pid, from, to int) []string {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	// the name, in parentheses, may hold anything
+	fields := strings.Fields(string(raw[max(0, bytes.LastIndexByte(raw, ')')):]))
+	const name = 1
+	if len(fields) <= to-name {
+		return nil
+	}
+	return fields[from-name : to-name]
+}
+
 // descendants returns the processes whose ancestor is root, and root.
 func descendants(root int) []int {
 	parents := map[int]int{}
@@ -130,14 +159,8 @@ func descendants(root int) []int {
 		if err != nil {
 			continue
 		}
-		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
-		if err != nil {
-			continue // it has ended
-		}
-		// pid (name, which may hold anything) state parent …
-		_, rest, _ := strings.Cut(string(raw[max(0, strings.LastIndexByte(string(raw), ')')):]), " ")
-		if fields := strings.Fields(rest); len(fields) > 1 {
-			parents[pid], _ = strconv.Atoi(fields[1])
+		if parent := statFields(pid, 3, 4); parent != nil {
+			parents[pid], _ = strconv.Atoi(parent[0])
 		}
 	}
 	found := []int{root}
@@ -160,7 +183,6 @@ func busySeconds() float64 {
 	}
 	line, _, _ := strings.Cut(string(raw), "\n")
 	fields := strings.Fields(line)
-	const ticksPerSecond = 100 // USER_HZ, fixed on Linux
 	var ticks int64
 	for i, f := range fields {
 		if i == 0 || i == 4 || i == 5 || i > 8 { // name, idle, iowait; guests are counted as users

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,13 +22,16 @@ import (
 
 // site is where one rival runs: its directory and its control groups.
 type site struct {
-	dir      string // everything of the run
-	store    string // what the rival keeps
-	state    string // sockets, configuration, what is no part of the store
-	socket   string
-	groups   *groups
-	server   *process
-	commands []*process // one-shot commands that are running
+	dir    string // everything of the run
+	store  string // what the rival keeps
+	state  string // sockets, configuration, what is no part of the store
+	socket string
+	groups *groups
+	server *process
+
+	mu           sync.Mutex // guards the fields below; the sampler reads them
+	commands     []*process // one-shot commands that are running
+	endedSeconds float64    // CPU time of those that have ended
 }
 
 // newSite makes a site below dir.
@@ -53,13 +57,31 @@ func (s *site) processes() []int {
 	if s.groups.memory != "" {
 		return s.groups.processes()
 	}
+	s.mu.Lock()
+	roots := append(slices.Clone(s.commands), s.server)
+	s.mu.Unlock()
 	var pids []int
-	for _, p := range append(slices.Clone(s.commands), s.server) {
+	for _, p := range roots {
 		if p != nil {
 			pids = append(pids, descendants(p.cmd.Process.Pid)...)
 		}
 	}
 	return pids
+}
+
+// cpuSeconds returns the CPU time of the run so far: of its control group or, where
+// there is none, of the processes that still run and of commands that have ended.
+func (s *site) cpuSeconds() float64 {
+	if s.groups.cpu != "" {
+		return s.groups.cpuSeconds()
+	}
+	s.mu.Lock()
+	used := s.endedSeconds
+	s.mu.Unlock()
+	for _, pid := range s.processes() {
+		used += processSeconds(pid)
+	}
+	return used
 }
 
 // process is a program that the bench has started.
@@ -83,10 +105,10 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 	p.cmd.Dir = s.state
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var err error
-	if p.log, err = os.CreateTemp(s.state, "log-"); err != nil {
+	if p.log, err = memoryFile("log"); err != nil {
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
-	if p.output, err = os.CreateTemp(s.state, "output-"); err != nil {
+	if p.output, err = memoryFile("output"); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", argv[0], err), p.log.Close())
 	}
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.output
@@ -99,6 +121,26 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 		close(p.ended)
 	}()
 	return p, nil
+}
+
+// memoryFile makes a file in memory: what a program has to say of a full disk does not
+// go to that disk.
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// maxLog bounds how much is read of what a program complained of.
+const maxLog = 4 << 20
+
+// complaints returns the beginning of what the program wrote to its log.
+func (p *process) complaints() []byte {
+	raw := make([]byte, maxLog)
+	n, _ := p.log.ReadAt(raw, 0) // what there is
+	return raw[:n]
 }
 
 // close closes the program's files.
@@ -121,12 +163,8 @@ func (p *process) printed() (string, error) {
 // said returns the end of what the program complained of, without what dray's log
 // says of its progress.
 func (p *process) said() string {
-	raw, err := os.ReadFile(p.log.Name())
-	if err != nil {
-		return ""
-	}
 	var complaints strings.Builder
-	for line := range strings.Lines(string(raw)) {
+	for line := range strings.Lines(string(p.complaints())) {
 		var l logLine
 		if json.Unmarshal([]byte(line), &l) != nil || l.Level != "DEBUG" && l.Level != "INFO" {
 			_, _ = complaints.WriteString(line) // never fails
@@ -143,8 +181,17 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 		return "", err
 	}
 	defer p.close()
+	s.mu.Lock()
 	s.commands = append(s.commands, p)
-	defer func() { s.commands = slices.DeleteFunc(s.commands, func(q *process) bool { return q == p }) }()
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.commands = slices.DeleteFunc(s.commands, func(q *process) bool { return q == p })
+		if state := p.cmd.ProcessState; state != nil {
+			s.endedSeconds += (state.UserTime() + state.SystemTime()).Seconds()
+		}
+	}()
 	select {
 	case <-p.ended:
 	case <-ctx.Done():
@@ -158,16 +205,13 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 	return p.printed()
 }
 
-// stopGrace is how long a server may take to stop.
-const stopGrace = 10 * time.Second
-
 // close ends everything that the run has started and removes everything it has
 // made: processes, mounts, directories, groups.
-func (s *site) close(ctx context.Context) error {
+func (s *site) close(ctx context.Context, grace time.Duration) error {
 	var problems []error
 	if s.server != nil {
 		_ = s.server.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		timer := time.NewTimer(stopGrace)
+		timer := time.NewTimer(grace)
 		select {
 		case <-s.server.ended:
 		case <-timer.C:
@@ -182,9 +226,12 @@ func (s *site) close(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
+// killTimeout bounds how long what was killed may take to be gone.
+const killTimeout = 10 * time.Second
+
 // killGroup kills who is left in the groups and waits until they are empty.
 func killGroup(ctx context.Context, g *groups) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

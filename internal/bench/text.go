@@ -150,6 +150,8 @@ func (t *text) cell(c cell) {
 	t.line("Memory of all processes: %s", bytes(func(r *Run) int64 { return r.PeakRSSSum }))
 	if runs[0].PeakCgroup > 0 {
 		t.line("Memory peak of the control group: %s with page cache, %s without", bytes(func(r *Run) int64 { return r.PeakCgroup }), bytes(func(r *Run) int64 { return r.PeakCgroupAnon }))
+	}
+	if runs[0].CPUSeconds > 0 {
 		t.line("CPU time: %.2fs", median(func(r *Run) float64 { return r.CPUSeconds }))
 	}
 	if runs[0].NetworkRequests > 0 {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"os"
 	"slices"
 	"time"
 )
@@ -74,9 +73,5 @@ func drayTimeline(s *site, rival *Rival, begin time.Time, seconds float64) []Spa
 	if s.server == nil || rival.Kind != "dray" && rival.Kind != "dray-guest" {
 		return nil
 	}
-	log, err := os.ReadFile(s.server.log.Name())
-	if err != nil {
-		return nil
-	}
-	return timeline(log, begin.Round(0), seconds) // the log tells no monotonic time
+	return timeline(s.server.complaints(), begin.Round(0), seconds) // the log tells no monotonic time
 }

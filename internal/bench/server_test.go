@@ -1,0 +1,342 @@
+package bench_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"dray"
+	"dray/internal/bench"
+	"dray/internal/guest"
+	"dray/internal/guest/api"
+	"dray/internal/testkit"
+)
+
+// predecessor is a server with the command line, the socket and the configuration of
+// imagepuller or of the Confidential Data Hub, as which it was called; dray does the work.
+func predecessor() (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	flags := flag.NewFlagSet("", flag.ContinueOnError)
+	store, file := flags.String("storepath", "", ""), flags.String("c", "", "")
+	if err := flags.Parse(os.Args[1:]); err != nil {
+		return err
+	}
+	o := dray.Options{Store: *store}
+	serve := dray.ServeOptions{Listen: []string{guest.DefaultSocket}, RequireDigest: true}
+	if *file == "" {
+		o.PlainHTTP = true // as its library does for loopback
+	} else {
+		config, err := guest.LoadConfig(*file)
+		if err != nil {
+			return err
+		}
+		o.Store, o.Hosts, serve.Listen = config.Store, config.Hosts, config.Sockets
+	}
+	client, err := dray.New(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	return client.Serve(ctx, serve, dray.BundleOptions{NoConfig: true})
+}
+
+// bad is a server of the right protocol that does what it should not.
+type bad struct{ how string }
+
+// PullImage implements api.ImagePullServiceService.
+func (b bad) PullImage(_ context.Context, r *api.ImagePullRequest) (*api.ImagePullResponse, error) {
+	switch b.how {
+	case "refuse":
+		return nil, status.Error(codes.NotFound, "no such image here")
+	case "die":
+		_, _ = os.Stderr.WriteString("out of luck\n")
+		os.Exit(3)
+	case "leave": // mounts, one inside the other, and a process that is in no group of ours any more
+		root := filepath.Join(r.GetBundlePath(), "rootfs")
+		for _, dir := range []string{root, filepath.Join(root, "inner")} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				return nil, err
+			}
+			if err := unix.Mount("left", dir, "tmpfs", 0, "size=1m"); err != nil {
+				return nil, err
+			}
+		}
+		child := exec.Command("/bin/sleep", "1000") //nolint:noctx // it is to stay
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := child.Start(); err != nil {
+			return nil, err
+		}
+		return &api.ImagePullResponse{}, os.WriteFile(filepath.Join(root, "file"), []byte("x"), 0o600)
+	}
+	return &api.ImagePullResponse{}, nil
+}
+
+func serveBadly(how, socket string) error {
+	signal.Ignore(syscall.SIGTERM)
+	l, err := net.Listen("unix", socket) //nolint:noctx // a test's server
+	if err != nil {
+		return err
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	api.RegisterImagePullServiceService(server, bad{how})
+	return server.Serve(context.Background(), l)
+}
+
+func self(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Both predecessors' command lines, sockets, configurations and wires, with no flag
+// but the path.
+func TestPredecessorsAreRecognised(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	dir := t.TempDir()
+	var rivals []*bench.Rival
+	for _, name := range []string{"imagepuller", "ttrpc-cdh"} {
+		path := filepath.Join(dir, name)
+		if err := os.Symlink(self(t), path); err != nil {
+			t.Fatal(err)
+		}
+		rivals = append(rivals, rival(t, path))
+	}
+	report := measure(t, bench.Options{Rivals: rivals})
+	if len(report.Runs) != 4 {
+		t.Fatalf("%d runs", len(report.Runs))
+	}
+	for _, r := range report.Runs {
+		if r.Error != "" || r.Cleanup != "" || r.PeakRSS == 0 || r.StartSeconds == 0 || r.Storage.Blocks < 2<<20 || r.NetworkBytes < 500_000 {
+			t.Errorf("%s %s: error %q, cleanup %q, %+v", r.Rival, r.Mode, r.Error, r.Cleanup, r)
+		}
+		if r.Mode == bench.Individual && (r.FirstByteSeconds < r.Seconds || r.MountSeconds == 0) {
+			t.Errorf("%s: first byte %f s, mount %f s, answered after %f s", r.Rival, r.FirstByteSeconds, r.MountSeconds, r.Seconds)
+		}
+	}
+	if kinds := report.Rivals[0].Kind + " " + report.Rivals[1].Kind; kinds != "imagepuller image-rs" {
+		t.Errorf("kinds %s", kinds)
+	}
+}
+
+func TestBadServers(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	bad := func(how string) *bench.Rival { return bench.ServerRival(how, self(t), "serve", how, "{socket}") }
+	report := measure(t, bench.Options{
+		Rivals:  []*bench.Rival{bad("refuse"), bad("die"), bad("leave"), bench.ServerRival("never", "/bin/sleep", "1000"), rival(t, "floor")},
+		Timeout: 4 * time.Second, Grace: 100 * time.Millisecond, Modes: []string{bench.Individual},
+	})
+	want := map[string]struct{ failure, cleanup string }{
+		"refuse": {"no such image here", "did not stop"},
+		"die":    {"out of luck", ""},
+		"leave":  {"", "did not stop"},
+		"never":  {"not ready in time", ""},
+		"floor":  {"", ""},
+	}
+	for _, r := range report.Runs {
+		w := want[r.Rival]
+		if (w.failure == "") != (r.Error == "") || !strings.Contains(r.Error, w.failure) {
+			t.Errorf("%s: error %q, want %q", r.Rival, r.Error, w.failure)
+		}
+		if (w.cleanup == "") != (r.Cleanup == "") || !strings.Contains(r.Cleanup, w.cleanup) {
+			t.Errorf("%s: cleanup %q, want %q", r.Rival, r.Cleanup, w.cleanup)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), "- tmpfs left ") {
+		t.Errorf("mounts are left: %v", err)
+	}
+}
+
+// What listens on the socket that imagepuller has to use would be measured instead.
+func TestSocketInUse(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	if err := os.MkdirAll(filepath.Dir(guest.DefaultSocket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", guest.DefaultSocket) //nolint:noctx // a test's listener
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	path := filepath.Join(t.TempDir(), "imagepuller")
+	if err := os.Symlink(self(t), path); err != nil {
+		t.Fatal(err)
+	}
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, path)}, Modes: []string{bench.Individual}})
+	if !strings.Contains(report.Runs[0].Error, "stop it first") {
+		t.Errorf("got %q", report.Runs[0].Error)
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	c, dir := corpus(t), shortDir(t)
+	if err := unix.Mount("full", dir, "tmpfs", 0, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	report, err := bench.Bench(t.Context(), bench.Options{
+		Corpus: c, Rivals: []*bench.Rival{rival(t, "command:dd if=/dev/zero of={store}/x bs=1M count=64"), rival(t, "floor")},
+		Modes: []string{bench.Individual}, Repetitions: 1, Work: dir, Say: t.Logf,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range report.Runs {
+		if full := strings.Contains(r.Error, "No space left"); full != strings.HasPrefix(r.Rival, "command:") || !full && r.Error != "" {
+			t.Errorf("%s: %q", r.Rival, r.Error)
+		}
+	}
+}
+
+// measureAlone is a bench in a process of its own, of the corpus, with work as its
+// directory; the report goes to work as well.
+func measureAlone(corpusDir, work string) error {
+	ctx := context.Background()
+	c, err := bench.OpenCorpus(corpusDir)
+	if err != nil {
+		return err
+	}
+	var rivals []*bench.Rival
+	for _, s := range []string{"floor", "command:dd if=/dev/zero of=/dev/null bs=16M count=200 status=none; echo x > {dir}/f"} {
+		r, err := bench.ParseRival(ctx, s)
+		if err != nil {
+			return err
+		}
+		rivals = append(rivals, r)
+	}
+	report, err := bench.Bench(ctx, bench.Options{
+		Corpus: c, Rivals: rivals, Repetitions: 2, DropCaches: 3, Work: work, Say: func(string, ...any) {},
+	})
+	if err != nil {
+		return err
+	}
+	file, err := os.CreateTemp(work, "report-*.json")
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Close(), report.Write(file.Name()))
+}
+
+// openDir returns a directory that everybody may enter, with a corpus, this program,
+// and a directory for work.
+func openDir(t *testing.T) (program, corpusDir, work string) {
+	t.Helper()
+	dir := shortDir(t)
+	program, corpusDir, work = filepath.Join(dir, "program"), filepath.Join(dir, "c"), filepath.Join(dir, "w")
+	raw, err := os.ReadFile(self(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(work, 0o755), os.Chmod(work, 0o777), os.WriteFile(program, raw, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bench.BuildRecipe(t.Context(), corpusDir, "generated", 1, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "chmod", "-R", "a+rX", corpusDir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program, corpusDir, work
+}
+
+// reports reads the reports in work, and makes sure that nothing else is there.
+func reports(t *testing.T, work string) (found []*bench.Report) {
+	t.Helper()
+	entries, err := os.ReadDir(work)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "report-") {
+			t.Errorf("left: %s", e.Name())
+			continue
+		}
+		r, err := bench.ReadReport(filepath.Join(work, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, r)
+	}
+	return found
+}
+
+func TestWithoutRoot(t *testing.T) {
+	testkit.Need(t, testkit.Root()) // to become somebody else
+	program, corpusDir, work := openDir(t)
+	cmd := exec.CommandContext(t.Context(), program, "measure", corpusDir, work)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	cmd.Dir = work
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	found := reports(t, work)
+	if len(found) != 1 || len(found[0].Runs) != 8 {
+		t.Fatalf("reports: %v", found)
+	}
+	notes := strings.Join(found[0].Notes, "\n")
+	for _, want := range []string{"not root", "no control groups"} {
+		if !strings.Contains(notes, want) {
+			t.Errorf("it is not said: %s", want)
+		}
+	}
+	for _, r := range found[0].Runs {
+		if r.Error != "" || r.Seconds == 0 || r.CPUSeconds == 0 || r.Rival == "floor" && r.NetworkBytes == 0 || r.Rival != "floor" && r.PeakRSS < 16<<20 {
+			t.Errorf("%s: %q, %+v", r.Rival, r.Error, r)
+		}
+	}
+}
+
+// Two benches in one directory leave each other alone.
+func TestTwoBenchesAtOnce(t *testing.T) {
+	program, corpusDir, work := openDir(t)
+	var running []*exec.Cmd
+	for range 2 {
+		cmd := exec.CommandContext(t.Context(), program, "measure", corpusDir, work)
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		running = append(running, cmd)
+	}
+	for _, cmd := range running {
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	found := reports(t, work)
+	if len(found) != 2 {
+		t.Fatalf("%d reports", len(found))
+	}
+	for _, report := range found {
+		for _, r := range report.Runs {
+			if r.Error != "" || r.Cleanup != "" {
+				t.Errorf("%s: %q, %q", r.Rival, r.Error, r.Cleanup)
+			}
+		}
+	}
+}
