@@ -23,8 +23,8 @@ type Formula struct {
 
 // Parts of the formula that are no package's constants.
 const (
-	baseBytes   = 12 << 20
-	namesBytes  = 2<<20 + erofs.DefaultMaxBytes // with the mapped pages of an index beyond its limit that are in use at once
+	baseBytes   = 11 << 20
+	namesBytes  = 5<<19 + erofs.DefaultMaxBytes // with the mapped pages of an index beyond its limit that are in use at once
 	rangesBytes = 4 << 20
 )
 
