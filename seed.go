@@ -98,6 +98,9 @@ func seedForm(out string) seed.Form {
 
 // checkSeedTarget refuses to replace anything but a file by a file.
 func checkSeedTarget(out string, form seed.Form) error {
+	if info, err := os.Stat(filepath.Dir(out)); err != nil || !info.IsDir() {
+		return fmt.Errorf("%s is no directory; make it first: %w", filepath.Dir(out), ErrSeedTarget)
+	}
 	info, err := os.Lstat(out)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

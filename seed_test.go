@@ -469,8 +469,8 @@ func TestSeedTarget(t *testing.T) {
 	write(t, filepath.Join(dir, "full", "x"), nil)
 	for path, kind := range map[string]dray.Kind{
 		filepath.Join(dir, "full"):           dray.KindUsage,
-		filepath.Join(dir, "none", "x.tar"):  dray.KindOther,
-		filepath.Join(dir, "full", "x", "y"): dray.KindOther,
+		filepath.Join(dir, "none", "x.tar"):  dray.KindUsage,
+		filepath.Join(dir, "full", "x", "y"): dray.KindUsage,
 	} {
 		if _, err := client.WriteSeed(t.Context(), []string{c.pinned}, path, dray.SeedOptions{}); dray.KindOf(err) != kind {
 			t.Errorf("%s: %v", path, err)

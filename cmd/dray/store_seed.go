@@ -53,6 +53,9 @@ func runStoreSeed(app *cli.App, cmd *cobra.Command, refs []string, flags *seedFl
 	if flags.out == "" {
 		return cli.Usage("say with --output where the seed shall be made")
 	}
+	if layout := app.Globals.Layout; layout != string(dray.LayoutAuto) && layout != string(dray.LayoutEROFS) {
+		return cli.Usage("--layout %s: seeds are made in one layout, want erofs; whoever uses one chooses how it is unpacked", layout)
+	}
 	created, err := sourceDate()
 	if err != nil {
 		return err
