@@ -293,3 +293,55 @@ func writeSeedFile(ctx context.Context, content *seed.Content, path string, form
 	}
 	return info.Size(), nil
 }
+
+// SeedStatus is what is known of a seed without reading its layers.
+type SeedStatus struct {
+	Path     string        `json:"path"`
+	Use      string        `json:"use"` // what becomes of its layers: "copied", or used where they lie: "held", "sealed", "trusted"
+	Reason   string        `json:"reason"`
+	Layers   []oci.DiffID  `json:"layers"`             // as it says
+	Manifest *SeedManifest `json:"manifest,omitempty"` // as it says; nil: it is a seed by use, not by name
+	Problem  string        `json:"problem,omitempty"`
+}
+
+// Seeds returns the seeds that are in force.
+func (c *Client) Seeds() []SeedStatus {
+	list := []SeedStatus{}
+	for _, s := range c.seeds.Seeds() {
+		hold, why := s.Hold()
+		status := SeedStatus{Path: s.Path(), Use: hold.String(), Reason: why}
+		var err error
+		if status.Layers, err = s.LayerIDs(); err != nil {
+			status.Problem = err.Error()
+		} else if manifest, err := s.Manifest(); err == nil {
+			status.Manifest = manifest
+		}
+		list = append(list, status)
+	}
+	for _, err := range c.seeds.Broken() {
+		list = append(list, SeedStatus{Problem: err.Error()})
+	}
+	return list
+}
+
+// verifySeeds reads every layer of every seed.
+func (c *Client) verifySeeds(ctx context.Context, report *VerifyReport) error {
+	for _, s := range c.seeds.Seeds() {
+		ids, err := s.LayerIDs()
+		if err != nil {
+			report.Problems = append(report.Problems, store.Problem{Path: s.Path(), Detail: err.Error()})
+			continue
+		}
+		for _, id := range ids {
+			report.SeedLayers++
+			err := s.Verify(ctx, id)
+			if ctx.Err() != nil {
+				return err
+			}
+			if err != nil {
+				report.Problems = append(report.Problems, store.Problem{Path: s.Path(), Detail: err.Error(), Action: "left: a seed is never written to"})
+			}
+		}
+	}
+	return nil
+}

@@ -109,6 +109,7 @@ func (c *Client) GC(ctx context.Context, o GCOptions) (GCReport, error) {
 type VerifyOptions struct {
 	Repair bool // remove what is wrong; what is removed is kept in ROOT/quarantine
 	Quick  bool // records only, not every byte of every layer
+	Seeds  bool // every layer of the seeds too
 }
 
 // Verify checks the whole store: every record, every reference and, unless Quick,
@@ -118,7 +119,11 @@ func (c *Client) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, err
 	if o.Quick {
 		check = nil
 	}
-	return c.store.Verify(ctx, store.VerifyOptions{Repair: o.Repair, Check: check, CheckMerged: mount.CheckMerged})
+	report, err := c.store.Verify(ctx, store.VerifyOptions{Repair: o.Repair, Check: check, CheckMerged: mount.CheckMerged})
+	if err == nil && o.Seeds {
+		err = c.verifySeeds(ctx, &report)
+	}
+	return report, err
 }
 
 // checkLayer holds a layer against what it said when it was pulled.

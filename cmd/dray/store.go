@@ -90,20 +90,24 @@ func listImages(app *cli.App, client *dray.Client) error {
 }
 
 func newStoreInspect(app *cli.App) *cobra.Command {
-	var raw, config, layouts bool
+	var raw, config, layouts, seeds bool
 	cmd := &cobra.Command{
-		Use:   "inspect REF | inspect --layouts",
+		Use:   "inspect REF | inspect --layouts | inspect --seeds",
 		Short: "Show all that is known of an image, or what the store's machine can do",
 		Long: `Prints the image's evidence, references and layers as JSON, or its manifest or
 configuration byte for byte. With --layouts, prints how layers can be stored here,
-and how new ones are, with the reason.` + cli.ExitCodes(dray.KindNotFound, dray.KindCorrupt),
+and how new ones are, with the reason. With --seeds, prints the seeds in force, one
+a line: what they say is in them, and how it would be used.` + cli.ExitCodes(dray.KindNotFound, dray.KindCorrupt),
 		Args: func(cmd *cobra.Command, args []string) error {
-			if layouts {
+			if layouts || seeds {
 				return cobra.NoArgs(cmd, args)
 			}
 			return cobra.ExactArgs(1)(cmd, args)
 		},
 		RunE: withStore(app, func(cmd *cobra.Command, args []string, client *dray.Client) error {
+			if seeds {
+				return printSeeds(app, client.Seeds())
+			}
 			if layouts {
 				report, err := client.Layouts(cmd.Context())
 				if err != nil {
@@ -129,7 +133,8 @@ and how new ones are, with the reason.` + cli.ExitCodes(dray.KindNotFound, dray.
 	cmd.Flags().BoolVar(&raw, "raw", false, "print the manifest as it was received")
 	cmd.Flags().BoolVar(&config, "image-config", false, "print the image's configuration as it was received")
 	cmd.Flags().BoolVar(&layouts, "layouts", false, "print what layouts are possible")
-	cmd.MarkFlagsMutuallyExclusive("raw", "image-config", "layouts")
+	cmd.Flags().BoolVar(&seeds, "seeds", false, "print the seeds in force")
+	cmd.MarkFlagsMutuallyExclusive("raw", "image-config", "layouts", "seeds")
 	return cmd
 }
 
@@ -219,7 +224,7 @@ func newStoreGC(app *cli.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove layers that no image, mount or pull uses",
-		Long:  "Removes layers that nothing uses and what killed processes left." + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
+		Long:  "Removes layers that nothing uses and what killed processes left. Of a layer that\nlies in a seed only what the store has of it goes." + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
 		Args:  cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			report, err := client.GC(cmd.Context(), o)
@@ -253,7 +258,8 @@ func newStoreVerify(app *cli.App) *cobra.Command {
 		Long: `Checks that every record can be read and holds what its digest promises, that
 every image has its layers, and that every file of every layer is as it was when
 the layer was pulled. --repair moves what is wrong to quarantine, so that the next
-pull fetches it again.` + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
+pull fetches it again. A layer that lies in a seed is read there; --seeds reads all
+that the seeds hold, which are never written to.` + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
 		Args: cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			report, err := client.Verify(cmd.Context(), o)
@@ -271,6 +277,7 @@ pull fetches it again.` + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
 	}
 	cmd.Flags().BoolVar(&o.Repair, "repair", false, "move what is wrong to quarantine")
 	cmd.Flags().BoolVar(&o.Quick, "quick", false, "records only, not the contents of layers")
+	cmd.Flags().BoolVar(&o.Seeds, "seeds", false, "every layer of the seeds too")
 	return cmd
 }
 
@@ -283,6 +290,11 @@ func printVerify(app *cli.App, report dray.VerifyReport) error {
 			return err
 		}
 	}
+	if report.SeedLayers > 0 {
+		if _, err := fmt.Fprintf(app.Stdout, "checked %d layers of seeds\n", report.SeedLayers); err != nil {
+			return err
+		}
+	}
 	_, err := fmt.Fprintf(app.Stdout, "checked %d layers, %d images, %d references: %d problems\n",
 		report.Layers, report.Images, report.Refs, len(report.Problems))
 	return err
@@ -292,7 +304,7 @@ func newStoreDu(app *cli.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "du",
 		Short: "Show what images and layers take on the disk",
-		Long:  "Shows for every image the blocks that it takes, and how many of them it shares\nwith others." + cli.ExitCodes(dray.KindCorrupt),
+		Long:  "Shows for every image the blocks that it takes, and how many of them it shares\nwith others, and for every seed what it spares the store." + cli.ExitCodes(dray.KindCorrupt),
 		Args:  cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			usage, err := client.DiskUsage(cmd.Context())

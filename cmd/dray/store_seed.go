@@ -101,3 +101,13 @@ func sourceDate() (time.Time, error) {
 	}
 	return time.Unix(seconds, 0).UTC(), nil
 }
+
+// printSeeds prints seeds, one a line.
+func printSeeds(app *cli.App, seeds []dray.SeedStatus) error {
+	for _, s := range seeds {
+		if err := app.PrintJSON(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}

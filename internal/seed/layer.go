@@ -13,6 +13,7 @@ import (
 	"dray/internal/oci"
 	"dray/internal/retar"
 	"dray/internal/store"
+	"dray/internal/stream"
 )
 
 // Layer is what one seed has of a layer. Nothing of it is verified.
@@ -253,4 +254,51 @@ func (l *Layer) Tree() (*store.SeedRef, error) {
 		return nil, err
 	}
 	return &store.SeedRef{Seed: l.Seed.path, Path: path, Trusted: true, File: id}, nil
+}
+
+// LayerIDs lists the layers that the seed has, as it says.
+func (s *Seed) LayerIDs() ([]oci.DiffID, error) {
+	from, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	var ids []oci.DiffID
+	for _, algorithm := range []string{oci.SHA256, oci.SHA384, oci.SHA512} {
+		names, err := from.names(filepath.Join("layers", algorithm))
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if id, err := oci.ParseDiffID(algorithm + ":" + name); err == nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids, nil
+}
+
+// Verify reads all of a layer, wherever it would be used, and returns what is wrong
+// with it: an [ErrRefused], or the cause of ctx.
+func (s *Seed) Verify(ctx context.Context, id oci.DiffID) error {
+	l, err := s.layer(id)
+	if err != nil {
+		return s.refuse(id, err)
+	}
+	tar, err := l.OpenTar(ctx)
+	if err != nil {
+		return s.refuse(id, err)
+	}
+	defer func() { _ = tar.Close() }()
+	const blockBytes = 128 << 10
+	blocks := stream.NewBlockVerifier(stream.NewSlicer(tar, blockBytes), "layer", id.Digest(), tar.Size)
+	for err == nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		_, err = blocks.Next()
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return s.refuse(id, err)
 }

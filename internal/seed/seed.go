@@ -213,8 +213,8 @@ func (s *Seed) Name(reference string) (oci.Digest, bool) {
 	return ref.Digest, true
 }
 
-// hold judges the seed's own file or directory.
-func (s *Seed) hold() (Hold, string) {
+// Hold judges the seed's own file or directory, and says why.
+func (s *Seed) Hold() (Hold, string) {
 	if s.trusted {
 		return Trusted, "the user trusts it"
 	}
@@ -309,7 +309,7 @@ func (s *Set) Broken() []error {
 // names are believed: those of seeds that only root or this user can write.
 func (s *Set) Name(reference string) (digest oci.Digest, from *Seed, ok bool) {
 	for _, one := range s.Seeds() {
-		if hold, _ := one.hold(); hold == Loose {
+		if hold, _ := one.Hold(); hold == Loose {
 			continue
 		}
 		if digest, ok := one.Name(reference); ok {

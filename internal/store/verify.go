@@ -43,6 +43,8 @@ type VerifyReport struct {
 	Refs     int       `json:"refs"`
 	Mounts   int       `json:"mounts"`
 	Problems []Problem `json:"problems"`
+
+	SeedLayers int `json:"seed_layers,omitempty"` // of the seeds themselves, if they were looked at
 }
 
 // OK tells whether nothing was wrong.
