@@ -45,8 +45,8 @@ on loopback. Prints time, memory, storage, CPU and network, with intervals and r
 
 SERVER is a path, recognised by its name: imagepuller, image-rs or ttrpc-cdh, dray,
 dray-guest; or containerd[:SNAPSHOTTER], podman, skopeo+umoci from the PATH; or
-KIND=PATH or NAME@KIND=PATH; or command:TEMPLATE, any program that pulls {ref} into
-{dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU tar over layers
+KIND=PATH or NAME@KIND=PATH; or [NAME@]command:TEMPLATE, any program that pulls {ref}
+into {dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU tar over layers
 that are inflated already).
 
 Images come from a corpus: see "dray bench corpus build"; or --image names them, each
@@ -120,6 +120,9 @@ func runBench(ctx context.Context, app *cli.App, f benchFlags, servers []string)
 		}
 	}
 	report, err := bench.Bench(ctx, o)
+	if errors.Is(err, bench.ErrSameName) || errors.Is(err, bench.ErrNoProfile) {
+		return cli.Usage("%w", err)
+	}
 	if report == nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // groupPrefix begins the name of every control group of the bench; the process
@@ -138,11 +140,32 @@ func (g *groups) remove() error {
 		if dir == "" {
 			continue
 		}
-		if e := os.Remove(dir); e != nil && !errors.Is(e, os.ErrNotExist) {
+		if e := removeGroup(dir); e != nil && !errors.Is(e, os.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
 	}
 	return err
+}
+
+// removeGroup removes a control group. One whose last process has ended is busy until
+// somebody has taken note of that.
+func removeGroup(dir string) error {
+	const patience = 2 * time.Second
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := os.Remove(dir)
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return err
+		}
+	}
 }
 
 // number reads a file of one number; 0 when it cannot be read.

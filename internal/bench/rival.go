@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,11 +63,11 @@ func Kinds() []string {
 }
 
 // ParseRival recognises a server by its base name, or as KIND=PATH, NAME@KIND=PATH
-// or command:TEMPLATE with {ref} and {dir}. Arguments for a server follow its path,
+// or [NAME@]command:TEMPLATE with {ref} and {dir}. Arguments for a server follow its path,
 // and NAME=VALUE for its environment.
 func ParseRival(ctx context.Context, s string) (*Rival, error) {
-	if template, ok := strings.CutPrefix(s, "command:"); ok {
-		return commandRival(s, template)
+	if before, template, ok := strings.Cut(s, "command:"); ok && (before == "" || strings.HasSuffix(before, "@")) {
+		return commandRival(cmp.Or(strings.TrimSuffix(before, "@"), s), template)
 	}
 	name, kind, path := "", "", s
 	if before, after, ok := strings.Cut(s, "="); ok {

@@ -45,6 +45,9 @@ const (
 	DefaultGrace   = 10 * time.Second
 )
 
+// ErrSameName reports rivals that could not be told apart in the report.
+var ErrSameName = errors.New("two servers are called")
+
 // disturbedShare is the share of the machine that others may use before a run
 // counts as disturbed.
 const disturbedShare = 0.10
@@ -81,6 +84,11 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 		o.Modes = []string{Individual, Continuous}
 	}
 	h := &harness{Options: o, registries: map[string]*registry{}}
+	for i, r := range o.Rivals {
+		if slices.ContainsFunc(o.Rivals[:i], func(other *Rival) bool { return other.Name == r.Name }) {
+			return nil, fmt.Errorf("%w %q: name them NAME@KIND=PATH", ErrSameName, r.Name)
+		}
+	}
 	if o.ProfileDir != "" && !slices.ContainsFunc(o.Rivals, func(r *Rival) bool { return r.Kind == profiled }) {
 		return nil, ErrNoProfile
 	}
