@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"dray"
@@ -75,7 +76,7 @@ func testOddImages(t *testing.T, layout dray.Layout) {
 			target := filepath.Join(t.TempDir(), "rootfs")
 			_, err := client.Mount(t.Context(), reference, target, dray.MountOptions{ReadOnly: true})
 			if odd.Verdict != testkit.Good {
-				wantVerdict(t, odd, err)
+				wantVerdict(t, client, odd, reference, err)
 				return
 			}
 			if err != nil {
@@ -94,14 +95,90 @@ func testOddImages(t *testing.T, layout dray.Layout) {
 	}
 }
 
-func wantVerdict(t *testing.T, odd testkit.OddImage, err error) {
+// wantVerdict checks that an image was refused as it deserves: the kind of error,
+// what it says and names, and that nothing is left of it.
+func wantVerdict(t *testing.T, client *dray.Client, odd testkit.OddImage, reference string, err error) {
 	t.Helper()
 	want := dray.KindUnverified
 	if odd.Verdict == testkit.Missing {
 		want = dray.KindNotFound
 	}
 	if err == nil || dray.KindOf(err) != want {
-		t.Errorf("got %v (kind %d), want kind %d", err, dray.KindOf(err), want)
+		t.Fatalf("got %v (kind %d), want kind %d", err, dray.KindOf(err), want)
+	}
+	says := refusals()[odd.Name]
+	if says == "" || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), reference) {
+		t.Errorf("got %v, want %q and %s", err, says, reference)
+	}
+	if images, err := client.Images(); err != nil || len(images) > 0 {
+		t.Errorf("images %v are there, %v", images, err)
+	}
+	if err := client.Close(); err != nil { // waits for other layers of the image, which stop too
+		t.Error(err)
+	}
+	for _, dir := range []string{"staging", "mounts", "refs"} {
+		if left, err := os.ReadDir(filepath.Join(client.Store(), dir)); err != nil || len(left) > 0 {
+			t.Errorf("%v is left in %s, %v", left, dir, err)
+		}
+	}
+}
+
+// refusals are what errors say of bad images, whatever the layout.
+func refusals() map[string]string {
+	return map[string]string{
+		"bare-whiteout":                     `whiteout of nothing`,
+		"whiteout-of-dot":                   `whiteout of nothing`,
+		"whiteout-of-dot-dot":               `whiteout of nothing`,
+		"bad-checksum":                      `at offset 512: header with a wrong checksum`,
+		"bad-size":                          `"f" has an invalid number in its header`,
+		"bad-negative-size":                 `"f" has the invalid size -1`,
+		"bad-huge-size":                     `bytes: 9223372036854775807 exceeds the limit of 1099511627776`,
+		"bad-cut-header":                    `at offset 2348: unexpected EOF`,
+		"bad-empty-name":                    `file "": the root must be a directory`,
+		"bad-pax-length":                    `invalid record in a PAX header`,
+		"bad-pax-no-equals":                 `invalid record in a PAX header`,
+		"bad-pax-negative":                  `invalid record in a PAX header`,
+		"bad-pax-nul-in-path":               `PAX header has a NUL in the name "a\x00b"`,
+		"bad-pax-size":                      `"f" has the invalid size -1`,
+		"bad-pax-time":                      `PAX header has the invalid mtime "never"`,
+		"bad-pax-huge":                      `extended header bytes: 4194321 exceeds the limit of 1048576`,
+		"bad-gnu-name-huge":                 `name bytes: 4194304 exceeds the limit of 4097`,
+		"bad-sparse-overlap":                `"s" has an invalid extent in its sparse map: 100 bytes at 500`,
+		"bad-sparse-beyond":                 `"s" has an invalid extent in its sparse map: 600 bytes at 0`,
+		"bad-sparse-count":                  `"s" has a sparse map larger than its body`,
+		"bad-whole-garbage":                 `header with a wrong checksum`,
+		"bad-gzip-garbage-after-end":        `byte 0x67 after the last member`,
+		"bad-gzip-cut":                      `decompress gzip: unexpected EOF`,
+		"bad-gzip-damaged":                  `verify gzip member: invalid checksum or size`,
+		"bad-zstd-cut":                      `decompress zstd: unexpected EOF`,
+		"bad-zstd-damaged":                  `decompress zstd: malformed layer: CRC check failed`,
+		"bad-plain-cut":                     `content has digest`,
+		"bad-not-a-layer":                   `found "garbage\ngarbage\n" instead of tar, gzip or zstd`,
+		"bad-empty-blob":                    `content has digest`,
+		"bad-other-content":                 `content has digest`,
+		"bad-layer-missing":                 `404 Not Found`,
+		"hostile-below-file":                `file "f/below": "f" is not a directory`,
+		"hostile-hard-link-out":             `hard link "l": target "../../../../etc/passwd": no such file`,
+		"hostile-hard-link-absolute-out":    `hard link "l": target "/proc/self/environ": no such file`,
+		"hostile-hard-link-through-symlink": `hard link "l": target "etc/passwd": too many levels of symbolic links`,
+		"hostile-hard-link-missing":         `hard link "l": target "later": no such file`,
+		"hostile-hard-link-to-lower-layer":  `hard link "l": target "low": no such file`,
+		"hostile-hard-link-to-directory":    `target "d" is a directory or a whiteout`,
+		"hostile-hard-link-to-root":         `target "/" is the root`,
+		"hostile-root-is-file":              `file ".": the root must be a directory`,
+		"hostile-root-is-symlink":           `symlink "./": the root must be a directory`,
+		"hostile-component-256":             `file name too long`,
+		"hostile-path-5000":                 `name bytes: 4999 exceeds the limit of 4096`,
+		"hostile-symlink-5000":              `name bytes: 5000 exceeds the limit of 4096`,
+		"hostile-symlink-empty":             `symlink "l": no target`,
+		"hostile-device-in-place-of-root":   `character device "./": the root must be a directory`,
+		"bad-diffid":                        `content has digest`,
+		"bad-diffids-swapped":               `content has digest`,
+		"bad-diffids-few":                   `1 diff_ids for 2 layers`,
+		"bad-diffids-many":                  `3 diff_ids for 2 layers`,
+		"bad-layer-size-small":              `more than 7798 bytes`,
+		"bad-layer-size-large":              `7799 bytes instead of 7800`,
+		"bad-config-size":                   `237 bytes instead of 238`,
 	}
 }
 
