@@ -15,6 +15,6 @@ func newImageCommand(app *cli.App) *cobra.Command {
 		Long: `Works on images in registries, image layouts and archives. No store is needed, no
 daemon, and no right to mount.`,
 	}
-	cmd.AddCommand(newImageConvert(app), newImageOptimize(app), newImageCp(app))
+	cmd.AddCommand(newImageConvert(app), newImageOptimize(app), newImageCp(app), newImageInspect(app), newImageGetTOCDigest(app))
 	return cmd
 }

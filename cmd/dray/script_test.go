@@ -299,6 +299,7 @@ func serveFaulty(ts *testscript.TestScript, neg bool, args []string) {
 		"not-json":     {testkit.Replace("/manifests/", func([]byte) []byte { return []byte("<html>") })},
 		"big-manifest": {testkit.Resize("/manifests/", 10<<20)},
 		"slow":         {testkit.Slow(blob, 256<<10, 50*time.Millisecond)},
+		"no-ranges":    {testkit.NoRanges("/blobs/")},
 		"basic":        {testkit.Basic("user", "secret")},
 	}[args[2]]
 	if faults == nil {

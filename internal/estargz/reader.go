@@ -61,11 +61,24 @@ type Reader struct {
 // [ErrFormat], [stream.ErrMismatch], those of src.
 func Open(src io.ReaderAt, size int64, o OpenOptions) (*Reader, error) {
 	r := &Reader{src: src, size: size, limits: o.Limits.withDefaults()}
+	toc, err := r.find(o)
+	if err != nil {
+		return nil, err
+	}
+	if r.doc, err = r.readTOC(toc, o.Hints); err != nil {
+		return nil, err
+	}
+	r.table = r.doc.table
+	return r, nil
+}
+
+// find sets the footer and returns the TOC, compressed.
+func (r *Reader) find(o OpenOptions) (io.Reader, error) {
 	tail, at, err := r.locate(o)
 	if err != nil {
 		return nil, err
 	}
-	toc := io.Reader(bufio.NewReaderSize(io.NewSectionReader(src, r.footer.TOC.Offset, r.footer.TOC.Size), mostTailBytes))
+	toc := io.Reader(bufio.NewReaderSize(io.NewSectionReader(r.src, r.footer.TOC.Offset, r.footer.TOC.Size), mostTailBytes))
 	if from := r.footer.TOC.Offset - at; tail != nil && from >= 0 {
 		toc = bytes.NewReader(tail[from:][:r.footer.TOC.Size])
 	}
@@ -74,11 +87,7 @@ func Open(src io.ReaderAt, size int64, o OpenOptions) (*Reader, error) {
 			return nil, fmt.Errorf("open layer: its TOC is in another blob, which was not given: %w", ErrNoTOC)
 		}
 	}
-	if r.doc, err = r.readTOC(toc, o.Hints); err != nil {
-		return nil, err
-	}
-	r.table = r.doc.table
-	return r, nil
+	return toc, nil
 }
 
 // locate sets the footer and returns the blob's bytes from an offset on, if it
