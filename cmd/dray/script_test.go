@@ -264,12 +264,16 @@ func smallDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("mount", "-t", "tmpfs", "-o", "size="+args[1], "tmpfs", ts.MkAbs(args[0])))
 }
 
-// interrupt looks for the staged layer in the store of DRAY_STOREPATH.
+// interrupt looks for the staged layer in the store of DRAY_STOREPATH, or for what
+// $STAGED names.
 func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: interrupt PROGRAM [ARG...]")
 	}
 	staging := filepath.Join(ts.Getenv("DRAY_STOREPATH"), "staging", "*")
+	if named := ts.Getenv("STAGED"); named != "" {
+		staging = ts.MkAbs(named)
+	}
 	const wait = `"$@" & pid=$!; n=0
 while [ $n -lt 1000 ]; do for f in $STAGING; do if [ -e "$f" ]; then kill -INT $pid; n=1000; break; fi; done; n=$((n+1)); sleep 0.01; done
 wait $pid`

@@ -22,8 +22,8 @@ const maxNamesListed = 10
 // Resolve returns the manifest or index that digest or, without one, tag names,
 // with its bytes, verified against the digest and limited to [MaxManifestBytes].
 // tag is the name that index.json gives, or the tag of the full reference there;
-// "" takes the only image of the layout. Errors wrap [ErrNotFound] and list what
-// there is.
+// "" takes the only image of the layout or, of several, "latest". Errors wrap
+// [ErrNotFound] and list what there is.
 func (l *Layout) Resolve(ctx context.Context, tag string, digest oci.Digest) (oci.Descriptor, []byte, error) {
 	if ctx.Err() != nil {
 		return oci.Descriptor{}, nil, context.Cause(ctx)
@@ -79,7 +79,12 @@ func pick(descriptors []oci.Descriptor, tag string) (oci.Descriptor, error) {
 	}
 	var found []oci.Descriptor
 	if tag == "" {
-		found = named(func(string) bool { return true })
+		// The only one, or else the one that a tool that is given no name names so.
+		if found = named(func(string) bool { return true }); len(found) > 1 {
+			if latest := named(func(name string) bool { return TagOf(name) == oci.DefaultTag }); len(latest) == 1 {
+				found = latest
+			}
+		}
 	} else if found = named(func(name string) bool { return name == tag }); len(found) == 0 {
 		found = named(func(name string) bool { return TagOf(name) == tag })
 	}

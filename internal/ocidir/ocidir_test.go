@@ -93,6 +93,19 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// A layout that a tool writes to again and again without a name has what it wrote
+// last under "latest", and what it wrote before under no name.
+func TestResolveLatest(t *testing.T) {
+	t.Parallel()
+	l := testkit.Layout(t)
+	testkit.Image(t).Layer(testkit.File("a", "1")).Write(l, "latest")
+	testkit.Image(t).Layer(testkit.File("b", "1")).Write(l, "other")
+	want := testkit.Image(t).Layer(testkit.File("a", "2")).Write(l, "latest").Manifest.Digest
+	if d, _, err := l.Resolve(t.Context(), "", ""); err != nil || d.Digest != want {
+		t.Errorf("Resolve = %s, %v, want %s", d.Digest, err, want)
+	}
+}
+
 func TestTagUntagDelete(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 
+	"dray/internal/durable"
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/registry"
@@ -31,8 +32,9 @@ type Repository struct {
 	ref     oci.Reference
 	remote  *registry.Repository
 	layout  *ocidir.Layout
-	archive string // what Commit writes; "" unless ref is an archive to be written
-	staging string // the directory of layout in that case
+	archive string        // what Commit writes; "" unless ref is an archive to be written
+	staging string        // the directory of layout in that case
+	lock    *durable.Lock // of staging; nil without
 	write   bool
 }
 
@@ -68,6 +70,9 @@ func (r *Repository) Close() error {
 	}
 	if r.staging != "" {
 		err = errors.Join(err, os.RemoveAll(r.staging))
+	}
+	if r.lock != nil {
+		err = errors.Join(err, r.lock.Release())
 	}
 	return err
 }

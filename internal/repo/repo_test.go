@@ -323,6 +323,10 @@ func TestTargets(t *testing.T) {
 	if _, err := Open(t.Context(), parse(t, "local:///nowhere/at/all"), Options{}); !errors.Is(err, ocidir.ErrNotFound) {
 		t.Errorf("Open of nothing = %v, want %v", err, ocidir.ErrNotFound)
 	}
+	killed := filepath.Join(dir, stagingPrefix+"killed")
+	if err := errors.Join(os.Mkdir(killed, 0o700), os.WriteFile(filepath.Join(killed, lockName), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	uncommitted, err := Create(t.Context(), parse(t, "oci-archive:"+filepath.Join(dir, "never.tar")), Options{})
 	if err != nil {
 		t.Fatal(err)

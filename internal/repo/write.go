@@ -51,14 +51,41 @@ func (r *Repository) stageArchive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := sweepStaging(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("write to %s: %w", r.ref, err)
+	}
 	staging, err := os.MkdirTemp(filepath.Dir(path), stagingPrefix)
 	if err != nil {
 		return fmt.Errorf("write to %s: %w", r.ref, err)
 	}
-	if r.layout, err = ocidir.Create(ctx, staging); err != nil {
-		return errors.Join(err, os.RemoveAll(staging))
-	}
 	r.archive, r.staging = path, staging
+	if r.lock, err = durable.TryAcquire(filepath.Join(staging, lockName), durable.Exclusive); err == nil {
+		r.layout, err = ocidir.Create(ctx, staging)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write to %s: %w", r.ref, err), r.Close())
+	}
+	return nil
+}
+
+// lockName is the file in a staging directory whose lock says that it is in use.
+const lockName = "lock"
+
+// sweepStaging removes what killed writers of archives left in dir.
+func sweepStaging(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, stagingPrefix+"*", lockName))
+	if err != nil {
+		return err
+	}
+	for _, name := range left {
+		lock, err := durable.TryAcquire(name, durable.Exclusive)
+		if err != nil {
+			continue // in use, or somebody else's
+		}
+		if err := errors.Join(os.RemoveAll(filepath.Dir(name)), lock.Release()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -278,7 +305,7 @@ func (r *Repository) Commit(ctx context.Context) (err error) {
 	if r.archive == "" {
 		return r.writable()
 	}
-	f, err := os.CreateTemp(filepath.Dir(r.archive), stagingPrefix)
+	f, err := os.Create(filepath.Join(r.staging, "archive"))
 	if err != nil {
 		return fmt.Errorf("write %s: %w", r.ref, err)
 	}
