@@ -296,10 +296,12 @@ func TestOtherCompressors(t *testing.T) {
 	tools := [][]string{
 		{"gzip", "-1"},
 		{"gzip", "-9"},
+		{"zopfli", "-c", "--i1", "/dev/stdin"},
 		{"pigz", "-p", "2", "-b", "128"},
 		{"pigz", "-11"}, // zopfli's compressor
 		{"igzip", "-0"},
 		{"igzip", "-3"},
+		{"libdeflate-gzip", "-1"},
 		{"libdeflate-gzip", "-12"},
 		{"7z", "a", "-tgzip", "-si", "-so", "-mx=9", "an.gz"},
 	}
