@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"dray"
+	"dray/internal/oci"
 	"dray/internal/testkit"
 )
 
@@ -95,20 +96,31 @@ func testOddImages(t *testing.T, layout dray.Layout) {
 	}
 }
 
-// wantVerdict checks that an image was refused as it deserves: the kind of error,
-// what it says and names, and that nothing is left of it.
+// wantVerdict checks that an odd image was refused as it deserves.
 func wantVerdict(t *testing.T, client *dray.Client, odd testkit.OddImage, reference string, err error) {
 	t.Helper()
 	want := dray.KindUnverified
 	if odd.Verdict == testkit.Missing {
 		want = dray.KindNotFound
 	}
+	says := refusals()[odd.Name]
+	if says == "" {
+		t.Errorf("nobody knows what the error should say: %v", err)
+	}
+	wantRefused(t, client, err, want, reference, says)
+}
+
+// wantRefused checks the kind of an error, what it says, and that nothing is left of
+// the pull. It closes the client.
+func wantRefused(t *testing.T, client *dray.Client, err error, want dray.Kind, says ...string) {
+	t.Helper()
 	if err == nil || dray.KindOf(err) != want {
 		t.Fatalf("got %v (kind %d), want kind %d", err, dray.KindOf(err), want)
 	}
-	says := refusals()[odd.Name]
-	if says == "" || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), reference) {
-		t.Errorf("got %v, want %q and %s", err, says, reference)
+	for _, part := range says {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("got %v, want it to say %q", err, part)
+		}
 	}
 	if images, err := client.Images(); err != nil || len(images) > 0 {
 		t.Errorf("images %v are there, %v", images, err)
@@ -121,6 +133,18 @@ func wantVerdict(t *testing.T, client *dray.Client, odd testkit.OddImage, refere
 			t.Errorf("%v is left in %s, %v", left, dir, err)
 		}
 	}
+}
+
+func TestIndexWithoutThePlatform(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	layout := testkit.LayoutAt(t, dir)
+	other := testkit.Image(t).Platform(oci.Platform{OS: "linux", Architecture: "s390x"}).Layer(testkit.File("a", "b")).Write(layout, "")
+	testkit.Index(t, layout, "v1", other.Manifest)
+	reference := testkit.Registry(t, dir).Ref("some/name:v1")
+	client := newClient(t)
+	_, err := client.Pull(t.Context(), reference, dray.PullOptions{})
+	wantRefused(t, client, err, dray.KindNotFound, reference, "linux/s390x", "choose another with --platform")
 }
 
 // refusals are what errors say of bad images, whatever the layout.
