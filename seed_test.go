@@ -380,6 +380,25 @@ func TestSeedVanishes(t *testing.T) { //nolint:paralleltest // mounts
 	}
 }
 
+// A seed on a file system from which the kernel mounts no EROFS is copied.
+func TestSeedInMemory(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	dir := t.TempDir()
+	check(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { check(t, unix.Unmount(dir, 0)) })
+	seed := filepath.Join(dir, "seed")
+	c.seed(t, seed)
+	client := clientWith(t, dray.Options{Seeds: []string{seed}})
+	image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true})
+	check(t, err)
+	for _, l := range image.Evidence.Layers {
+		if l.Source != "seed" || l.SeedUse != "copied" || l.Layout == "seed" {
+			t.Errorf("layer: %+v", l)
+		}
+	}
+}
+
 // Of an image that is partly in a seed only the rest is pulled.
 func TestPartialSeed(t *testing.T) {
 	t.Parallel()
