@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -116,5 +117,61 @@ func TestConvert(t *testing.T) { //nolint:paralleltest // mounts
 	}
 	if _, err := client.Convert(t.Context(), reference, dray.LayoutAuto, dray.PullOptions{}); !errors.Is(err, dray.ErrLayout) {
 		t.Errorf("got %v for no layout in particular", err)
+	}
+}
+
+// TestMergedImage: many layers become one mount, whichever layout they have had between.
+func TestMergedImage(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	client := needEROFS(t)
+	dir, target := t.TempDir(), filepath.Join(t.TempDir(), "rootfs")
+	var layers [][]testkit.Entry
+	b := testkit.Image(t)
+	for i := range 35 {
+		entries := []testkit.Entry{
+			testkit.Dir("."), testkit.Dir("d").Chmod(uint32(0o700 + i)), testkit.File("d/"+strconv.Itoa(i), strconv.Itoa(i)), testkit.File("top", strconv.Itoa(i)),
+			testkit.Whiteout("d/" + strconv.Itoa(i-7)),
+		}
+		layers = append(layers, entries)
+		b.Layer(entries...).Gzip()
+	}
+	b.Write(testkit.LayoutAt(t, dir), "v1")
+	reference := "local://" + dir + ":v1"
+	if _, err := client.Pull(t.Context(), reference, dray.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look := func(merged bool) {
+		t.Helper()
+		mounted := mountAt(t, client, reference, target, dray.MountOptions{})
+		if mounted.Merged != merged {
+			t.Errorf("merged: %v, want %v", mounted.Merged, merged)
+		}
+		if diff := testkit.Diff(testkit.Expect(layers...), testkit.Tree(t, target)); diff != "" {
+			t.Error(diff)
+		}
+		if err := client.Unmount(t.Context(), target); err != nil {
+			t.Fatal(err)
+		}
+		wantSound(t, client)
+	}
+	if found, err := client.Inspect(reference); err != nil || found.Merged == nil {
+		t.Errorf("the pull has merged nothing: %+v, %v", found, err)
+	}
+	look(true)
+	for _, layout := range []dray.Layout{dray.LayoutDir, dray.LayoutEROFS} {
+		if _, err := client.Convert(t.Context(), reference, layout, dray.PullOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		look(layout == dray.LayoutEROFS)
+	}
+	if _, err := client.Remove(t.Context(), reference); err != nil {
+		t.Fatal(err)
+	}
+	report, err := client.GC(t.Context(), dray.GCOptions{})
+	if err != nil || report.Merged != 1 || len(report.Layers) != 35 {
+		t.Errorf("collected %+v, %v", report, err)
+	}
+	if usage, err := client.DiskUsage(t.Context()); err != nil || usage.Merged.Inodes > 2 { // directories
+		t.Errorf("left %+v, %v", usage.Merged, err)
 	}
 }

@@ -55,6 +55,7 @@ type Inspection struct {
 	RawConfig   []byte         `json:"-"`
 	Layers      []*store.Layer `json:"layers"`
 	References  []string       `json:"references"`
+	Merged      *store.Merged  `json:"merged,omitempty"` // the index that is mounted in the place of many layers
 }
 
 // Inspect returns all that the store knows of an image.
@@ -72,12 +73,15 @@ func (c *Client) Inspect(reference string) (*Inspection, error) {
 		return nil, err
 	}
 	found := &Inspection{Image: image, RawManifest: image.record.RawManifest, RawConfig: image.record.RawConfig, Layers: layers}
+	if found.Merged, err = c.store.Merged(image.record.DiffIDs); errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
 	for _, ref := range refs {
 		if ref.Digest == image.Manifest {
 			found.References = append(found.References, ref.Name)
 		}
 	}
-	return found, nil
+	return found, err
 }
 
 // Remove takes a reference away, or with a digest every reference to it, and the
