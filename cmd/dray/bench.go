@@ -44,10 +44,11 @@ each image) and continuously (one server, all images), against an embedded regis
 on loopback. Prints time, memory, storage, CPU and network, with intervals and ratios.
 
 SERVER is a path, recognised by its name: imagepuller, image-rs or ttrpc-cdh, dray,
-dray-guest; or containerd[:SNAPSHOTTER], podman, skopeo+umoci from the PATH; or
-KIND=PATH or NAME@KIND=PATH; or [NAME@]command:TEMPLATE, any program that pulls {ref}
-into {dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU tar over layers
-that are inflated already).
+dray-guest; or containerd[:SNAPSHOTTER [proxy=SOCKET]], podman, skopeo+umoci from the
+PATH; or KIND=PATH or NAME@KIND=PATH; or [NAME@]command:TEMPLATE, any program that
+pulls {ref} into {dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU
+tar over layers that are inflated already). Arguments for a server follow its path, and
+NAME=VALUE for its environment.
 
 Images come from a corpus: see "dray bench corpus build"; or --image names them, each
 fetched once. Most servers need root; without it, what can be measured is.

@@ -70,7 +70,7 @@ func ParseRival(ctx context.Context, s string) (*Rival, error) {
 		return commandRival(cmp.Or(strings.TrimSuffix(before, "@"), s), template)
 	}
 	name, kind, path := "", "", s
-	if before, after, ok := strings.Cut(s, "="); ok {
+	if before, after, ok := strings.Cut(s, "="); ok && !strings.Contains(before, " ") {
 		kind, path = before, after
 		if n, k, ok := strings.Cut(kind, "@"); ok {
 			name, kind = n, k

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,14 +16,23 @@ import (
 const parallelUnpacks = 4
 
 // containerd is Debian's or any other containerd, asked through the ctr beside it or
-// on the PATH: [PATH][:SNAPSHOTTER]. Programs beside it, as a mkfs.erofs, come before
-// those of the PATH.
+// on the PATH: [PATH][:SNAPSHOTTER] [proxy=SOCKET]. Programs beside it, as a mkfs.erofs,
+// come before those of the PATH; with a socket the snapshotter is a plugin of its own
+// process, which somebody has started.
 func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) {
 	path, extra, err := r.split(command)
 	if err != nil {
 		return nil, err
 	}
 	path, snapshotter, _ := strings.Cut(path, ":")
+	proxy := ""
+	extra = slices.DeleteFunc(extra, func(word string) bool {
+		socket, is := strings.CutPrefix(word, "proxy=")
+		if is {
+			proxy = socket
+		}
+		return is
+	})
 	if snapshotter == "" {
 		snapshotter = "overlayfs"
 	}
@@ -43,6 +53,9 @@ func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) 
 	if second {
 		r.Version += fmt.Sprintf(", max_concurrent_unpacks = %d", parallelUnpacks)
 	}
+	if snapshotter == "erofs" {
+		r.Version += ", " + versionOf(ctx, "/usr/bin/env", r.environment[0], "mkfs.erofs", "--version")
+	}
 	if len(r.environment) > 1 {
 		r.Version += ", " + strings.Join(r.environment[1:], " ")
 	}
@@ -50,6 +63,9 @@ func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) 
 		config := firstConfig(s)
 		if second {
 			config = secondConfig(s, snapshotter)
+		}
+		if proxy != "" {
+			config += "[proxy_plugins." + strconv.Quote(snapshotter) + "]\n  type = \"snapshot\"\n  address = " + strconv.Quote(proxy) + "\n"
 		}
 		return os.WriteFile(filepath.Join(s.state, "config.toml"), []byte(config), 0o600)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -162,8 +163,8 @@ func TestBadServers(t *testing.T) {
 			t.Errorf("%s: cleanup %q, want %q", r.Rival, r.Cleanup, w.cleanup)
 		}
 	}
-	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), "- tmpfs left ") {
-		t.Errorf("mounts are left: %v", err)
+	if strings.Contains(mounts(t), "- tmpfs left ") {
+		t.Error("mounts are left")
 	}
 }
 
@@ -216,13 +217,18 @@ func TestDiskFull(t *testing.T) {
 // measureAlone is a bench in a process of its own, of the corpus, with work as its
 // directory; the report goes to work as well.
 func measureAlone(corpusDir, work string) error {
-	ctx := context.Background()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT)
+	defer stop()
 	c, err := bench.OpenCorpus(corpusDir)
 	if err != nil {
 		return err
 	}
 	var rivals []*bench.Rival
-	for _, s := range []string{"floor", "command:dd if=/dev/zero of=/dev/null bs=16M count=200 status=none; echo x > {dir}/f"} {
+	programs := []string{"floor", "command:dd if=/dev/zero of=/dev/null bs=16M count=200 status=none; echo x > {dir}/f"}
+	if program := os.Getenv("BENCH_TEST_PROGRAM"); program != "" {
+		programs = []string{"command:" + program}
+	}
+	for _, s := range programs {
 		r, err := bench.ParseRival(ctx, s)
 		if err != nil {
 			return err
@@ -338,5 +344,70 @@ func TestTwoBenchesAtOnce(t *testing.T) {
 				t.Errorf("%s: %q, %q", r.Rival, r.Error, r.Cleanup)
 			}
 		}
+	}
+}
+
+// Mounts, processes and stores of a bench that was interrupted are gone with it; those
+// of a bench that was killed, with the next.
+func TestNothingIsLeftOfABenchThatWasStopped(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
+		t.Run(sig.String(), func(t *testing.T) {
+			program, corpusDir, work := openDir(t)
+			mark := "left-by-" + filepath.Base(filepath.Dir(work))
+			cmd := exec.CommandContext(t.Context(), program, "measure", corpusDir, work)
+			cmd.Env = append(os.Environ(), "BENCH_TEST_PROGRAM=mount -t tmpfs "+mark+" {dir}; setsid sleep 1234 & sleep 1234")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for !strings.Contains(mounts(t), mark) {
+				if t.Context().Err() != nil {
+					t.Fatal("it was never mounted")
+				}
+			}
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err == nil {
+				t.Error("it ended well")
+			}
+			if sig == syscall.SIGKILL {
+				if err := bench.Sweep(t.Context(), work); err != nil {
+					t.Error(err)
+				}
+			}
+			if strings.Contains(mounts(t), mark) {
+				t.Error("a mount is left")
+			}
+			reports(t, work) // and nothing else
+			groups, err := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/dray-bench-%d-*", cmd.Process.Pid))
+			if err != nil || len(groups) > 0 {
+				t.Errorf("control groups are left: %v, %v", groups, err)
+			}
+		})
+	}
+}
+
+func mounts(t *testing.T) string {
+	t.Helper()
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// containerd asks the snapshotter where it was told to.
+func TestProxySnapshotter(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	if _, err := exec.LookPath("containerd"); err != nil {
+		if os.Getenv("DRAY_REQUIRE") == "all" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, "containerd:theirs proxy=/nowhere/theirs.sock")}, Modes: []string{bench.Individual}})
+	if !strings.Contains(report.Runs[0].Error, "/nowhere/theirs.sock") {
+		t.Errorf("got %q", report.Runs[0].Error)
 	}
 }
