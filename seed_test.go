@@ -380,7 +380,7 @@ func TestSeedVanishes(t *testing.T) { //nolint:paralleltest // mounts
 	}
 }
 
-// A seed on a file system from which the kernel mounts no EROFS is copied.
+// A seed in memory is used where it lies if the kernel reads it there.
 func TestSeedInMemory(t *testing.T) { //nolint:paralleltest // mounts
 	testkit.Need(t, testkit.Root(), testkit.Overlay())
 	c := newSeedCase(t)
@@ -390,10 +390,13 @@ func TestSeedInMemory(t *testing.T) { //nolint:paralleltest // mounts
 	seed := filepath.Join(dir, "seed")
 	c.seed(t, seed)
 	client := clientWith(t, dray.Options{Seeds: []string{seed}})
-	image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true})
-	check(t, err)
-	for _, l := range image.Evidence.Layers {
-		if l.Source != "seed" || l.SeedUse != "copied" || l.Layout == "seed" {
+	target := filepath.Join(t.TempDir(), "rootfs")
+	mounted := mountAt(t, client, c.pinned, target, dray.MountOptions{ReadOnly: true, Pull: dray.PullOptions{Offline: true}})
+	if diff := testkit.Diff(c.want, testkit.Tree(t, target)); diff != "" {
+		t.Error(diff)
+	}
+	for _, l := range mounted.Image.Evidence.Layers {
+		if l.Source != "seed" {
 			t.Errorf("layer: %+v", l)
 		}
 	}
