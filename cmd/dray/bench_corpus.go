@@ -19,7 +19,8 @@ func newBenchCorpusCommand(app *cli.App) *cobra.Command {
 		Long: `Builds images of the shapes of well-known ones from Debian packages, which apt
 downloads: the same package versions give the same bytes. Images that are there are
 kept; heavy ones (several GB) are made when --only names them. Needs no root.` + cli.ExitCodes(),
-		Args: cobra.ExactArgs(1),
+		Example: app.Example("bench corpus build /var/tmp/corpus"),
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Dir = args[0]
 			o.Say = func(format string, args ...any) { _, _ = fmt.Fprintf(app.Stderr, format+"\n", args...) }

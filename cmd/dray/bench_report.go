@@ -14,8 +14,9 @@ func newBenchReportCommand(app *cli.App) *cobra.Command {
 		Short: "Merge and compare reports that bench wrote as JSON",
 		Long: `Prints the runs of all reports together, as if they were one; --baseline compares
 them with another report. -o writes the merged report.` + cli.ExitCodes(),
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return runBenchReport(app, args, output, html, baseline) },
+		Example: app.Example("bench report before.json", "bench report after.json --baseline before.json --html page.html"),
+		Args:    cobra.MinimumNArgs(1),
+		RunE:    func(_ *cobra.Command, args []string) error { return runBenchReport(app, args, output, html, baseline) },
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "`file` to write the merged report to as JSON")
 	cmd.Flags().StringVar(&html, "html", "", "`file` to write a page with charts to")

@@ -79,7 +79,8 @@ func newBundleCommand(app *cli.App) *cobra.Command {
 		Long: `Makes DIR a bundle of the OCI runtime specification: the image's root file system
 mounted at DIR/rootfs and a config.json made from the image's configuration.
 "runc run --bundle DIR NAME" starts it; "dray unmount DIR/rootfs" ends it.` + cli.ReferenceHelp + cli.PullCodes(),
-		Args: cobra.MinimumNArgs(2),
+		Example: app.Example("bundle docker.io/library/busybox /tmp/b -- echo hi"),
+		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err, finished := app.Enter(cmd.Context()); finished {
 				return err
@@ -136,7 +137,8 @@ passed on.` + cli.ReferenceHelp + `
 
 Exit codes: the process's own; 125 when the container could not be made for a
 reason that has no code of its own; otherwise those of "dray pull".`,
-		Args: cobra.MinimumNArgs(1),
+		Example: app.Example("run docker.io/library/busybox -- echo hi", "run -it --net host -v /srv:/srv:ro docker.io/library/busybox"),
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err, finished := app.Enter(cmd.Context()); finished {
 				return err

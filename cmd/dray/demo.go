@@ -21,7 +21,8 @@ func newDemoCommand(app *cli.App) *cobra.Command {
 registry on loopback, starts the guest's pull service as a process of its own,
 pulls and mounts each image through it, runs a process in each, and prints what it
 took. Everything is removed afterwards. Needs no root where user namespaces work.` + cli.ExitCodes(),
-		Args: cobra.NoArgs,
+		Example: app.Example("demo"),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err, finished := app.Enter(cmd.Context()); finished {
 				return err

@@ -26,7 +26,8 @@ machine: there is no access control, so it listens on loopback unless told
 otherwise.
 
 Prints the address on standard output once it listens.` + cli.ExitCodes(dray.KindCorrupt),
-		Args: cobra.ExactArgs(1),
+		Example: app.Example("registry /srv/layout --listen 127.0.0.1:5000"),
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runRegistry(cmd.Context(), app, args[0], listen, readOnly)
 		},

@@ -42,10 +42,11 @@ func withStore(app *cli.App, do func(*cobra.Command, []string, *dray.Client) err
 
 func newStoreLs(app *cli.App) *cobra.Command {
 	return &cobra.Command{
-		Use:   "ls",
-		Short: "List images",
-		Long:  "Lists the references of the store and the images that they name." + cli.ExitCodes(dray.KindCorrupt),
-		Args:  cobra.NoArgs,
+		Use:     "ls",
+		Short:   "List images",
+		Long:    "Lists the references of the store and the images that they name." + cli.ExitCodes(dray.KindCorrupt),
+		Example: app.Example("store ls --json"),
+		Args:    cobra.NoArgs,
 		RunE: withStore(app, func(_ *cobra.Command, _ []string, client *dray.Client) error {
 			return listImages(app, client)
 		}),
@@ -98,6 +99,7 @@ func newStoreInspect(app *cli.App) *cobra.Command {
 configuration byte for byte. With --layouts, prints how layers can be stored here,
 and how new ones are, with the reason. With --seeds, prints the seeds in force, one
 a line: what they say is in them, and how it would be used.` + cli.ExitCodes(dray.KindNotFound, dray.KindCorrupt),
+		Example: app.Example("store inspect docker.io/library/nginx", "store inspect --layouts"),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if layouts || seeds {
 				return cobra.NoArgs(cmd, args)
@@ -146,7 +148,8 @@ func newStoreConvert(app *cli.App) *cobra.Command {
 		Long: `Turns the layers of images that are in another layout than --layout into that one.
 A tar is unpacked where it is. An unpacked layer is fetched again, from where the
 image came, since its tar is gone. Layers that are mounted are refused.` + cli.PullCodes(),
-		Args: cobra.MinimumNArgs(1),
+		Example: app.Example("store convert --layout dir docker.io/library/nginx"),
+		Args:    cobra.MinimumNArgs(1),
 		RunE: withStore(app, func(cmd *cobra.Command, refs []string, client *dray.Client) error {
 			o, err := app.PullOptions(&flags)
 			if err != nil {
@@ -184,10 +187,11 @@ func printConversion(app *cli.App, done *dray.Conversion) error {
 
 func newStoreRm(app *cli.App) *cobra.Command {
 	return &cobra.Command{
-		Use:   "rm REF...",
-		Short: "Remove references, and images that no reference names any more",
-		Long:  "Removes references; with a manifest digest, the image and every reference to it.\nLayers stay until \"dray store gc\"." + cli.ExitCodes(dray.KindNotFound, dray.KindBusy, dray.KindCorrupt),
-		Args:  cobra.MinimumNArgs(1),
+		Use:     "rm REF...",
+		Short:   "Remove references, and images that no reference names any more",
+		Long:    "Removes references; with a manifest digest, the image and every reference to it.\nLayers stay until \"dray store gc\"." + cli.ExitCodes(dray.KindNotFound, dray.KindBusy, dray.KindCorrupt),
+		Example: app.Example("store rm docker.io/library/nginx"),
+		Args:    cobra.MinimumNArgs(1),
 		RunE: withStore(app, func(cmd *cobra.Command, args []string, client *dray.Client) error {
 			for _, ref := range args {
 				removed, err := client.Remove(cmd.Context(), ref)
@@ -222,10 +226,11 @@ func printRemoved(app *cli.App, removed dray.Removed) error {
 func newStoreGC(app *cli.App) *cobra.Command {
 	var o dray.GCOptions
 	cmd := &cobra.Command{
-		Use:   "gc",
-		Short: "Remove layers that no image, mount or pull uses",
-		Long:  "Removes layers that nothing uses and what killed processes left. Of a layer that\nlies in a seed only what the store has of it goes." + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
-		Args:  cobra.NoArgs,
+		Use:     "gc",
+		Short:   "Remove layers that no image, mount or pull uses",
+		Long:    "Removes layers that nothing uses and what killed processes left. Of a layer that\nlies in a seed only what the store has of it goes." + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
+		Example: app.Example("store gc --keep 24h --dry-run"),
+		Args:    cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			report, err := client.GC(cmd.Context(), o)
 			if err != nil {
@@ -260,7 +265,8 @@ every image has its layers, and that every file of every layer is as it was when
 the layer was pulled. --repair moves what is wrong to quarantine, so that the next
 pull fetches it again. A layer that lies in a seed is read there; --seeds reads all
 that the seeds hold, which are never written to.` + cli.ExitCodes(dray.KindBusy, dray.KindCorrupt),
-		Args: cobra.NoArgs,
+		Example: app.Example("store verify --repair"),
+		Args:    cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			report, err := client.Verify(cmd.Context(), o)
 			if err != nil {
@@ -302,10 +308,11 @@ func printVerify(app *cli.App, report dray.VerifyReport) error {
 
 func newStoreDu(app *cli.App) *cobra.Command {
 	return &cobra.Command{
-		Use:   "du",
-		Short: "Show what images and layers take on the disk",
-		Long:  "Shows for every image the blocks that it takes, and how many of them it shares\nwith others, and for every seed what it spares the store." + cli.ExitCodes(dray.KindCorrupt),
-		Args:  cobra.NoArgs,
+		Use:     "du",
+		Short:   "Show what images and layers take on the disk",
+		Long:    "Shows for every image the blocks that it takes, and how many of them it shares\nwith others, and for every seed what it spares the store." + cli.ExitCodes(dray.KindCorrupt),
+		Example: app.Example("store du"),
+		Args:    cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			usage, err := client.DiskUsage(cmd.Context())
 			if err != nil {

@@ -23,7 +23,8 @@ same image there again changes nothing.
 
 Without root, the mount lives in dray's user namespace: look at it with
 "dray unshare ls DIR".` + ReferenceHelp + PullCodes(),
-		Args: cobra.ExactArgs(2),
+		Example: a.Example("mount docker.io/library/nginx /mnt/nginx", "mount --read-only http://127.0.0.1:5000/x /mnt/x"),
+		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err, finished := a.Enter(cmd.Context()); finished {
 				return err
@@ -66,7 +67,8 @@ func (a *App) UnmountCommand() *cobra.Command {
 		Short:   "Unmount a root file system, with what was written to it",
 		Long: `Takes the root file system that dray mounted at DIR away, and the writable layer
 with all that was written to it. The image stays in the store.` + ExitCodes(dray.KindNotFound, dray.KindBusy, dray.KindCorrupt),
-		Args: cobra.ExactArgs(1),
+		Example: a.Example("unmount /mnt/nginx"),
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if err, finished := a.Enter(cmd.Context()); finished {
 				return err

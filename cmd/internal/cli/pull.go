@@ -33,6 +33,11 @@ func ExitCodes(codes ...dray.Kind) string {
 	return b.String()
 }
 
+// Example returns examples for a command's help: what follows the program's name.
+func (a *App) Example(lines ...string) string {
+	return "  " + a.Name + " " + strings.Join(lines, "\n  "+a.Name+" ")
+}
+
 // PullCodes are the exit codes of everything that may pull.
 func PullCodes() string {
 	return ExitCodes(dray.KindNotFound, dray.KindUnauthorized, dray.KindDenied, dray.KindUnverified,
@@ -80,6 +85,7 @@ func (a *App) PullCommand() *cobra.Command {
 		Long: `Fetches, verifies and unpacks images into the store, in one pass. What the store
 has is not fetched again. Prints the manifest digest of each image and what it
 took; with --json the whole evidence.` + ReferenceHelp + PullCodes(),
+		Example: a.Example("pull docker.io/library/nginx", "pull --json --require-digest ghcr.io/a/b@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "pull --platform linux/arm64/v8 local:///srv/layout:v1 oci-archive:/tmp/image.tar"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 && !explain {
 				return fmt.Errorf("name at least one image")

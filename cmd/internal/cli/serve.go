@@ -37,7 +37,8 @@ configuration with its [image] section. With imagepuller's, tags are refused as
 imagepuller did, unless --require-digest=false. Images in files of this machine
 (local://, oci-archive:) are refused unless --allow-local. Sockets may come from systemd; readiness
 is notified. SIGTERM and SIGINT let running calls finish for --grace.` + ExitCodes(dray.KindBusy, dray.KindCorrupt, dray.KindNoSpace),
-		Args: cobra.NoArgs,
+		Example: a.Example("serve --listen unix:///run/guest-services/imagepull.socket --require-digest", "serve --config /etc/imagepuller.toml --metrics unix:///run/dray/metrics.sock"),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			mode, err := guest.ParseReplyMode(reply)
 			if err != nil {
@@ -148,6 +149,7 @@ func (a *App) UnshareCommand() *cobra.Command {
 when it is not root.
 
 Exit codes: the command's own; 1 when it could not be run, 2 usage.`,
+		Example: a.Example("unshare ls /mnt/nginx"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err, finished := a.Enter(cmd.Context()); finished {
 				return err

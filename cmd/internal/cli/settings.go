@@ -185,9 +185,10 @@ DRAY_ variable, the settings file, or the default.
 Global flags are keys at the top of the file (storepath = "/data/dray"), those of
 a command keys of its table ([run] runtime = "crun"). Files are looked for at
 --config, $DRAY_CONFIG, $XDG_CONFIG_HOME/dray/config.toml and
-/etc/dray/config.toml; the first that exists is read, alone.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.printSettings(cmd.Root()) },
+/etc/dray/config.toml; the first that exists is read, alone.` + ExitCodes(),
+		Example: a.Example("config --json"),
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.printSettings(cmd.Root()) },
 	}
 }
 
