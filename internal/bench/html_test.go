@@ -57,8 +57,27 @@ func TestPageStandsAlone(t *testing.T) {
 	}
 }
 
-// The page in a real browser: no error, all charts, and the figures are the report's.
-func TestPageInBrowser(t *testing.T) {
+// act does in the browser what a reader does: filter the table, sort it by time, and
+// look whether anything is cut off.
+const act = `<script>
+const rows = () => [...document.querySelectorAll("#table tbody tr")].map((r) => r.dataset.cell.split("|").slice(0, 2).join(" ")).join(", ");
+const root = document.documentElement, time = [...document.querySelectorAll("#table th")].find((h) => h.textContent === "Time");
+const filter = document.getElementById("filter"), type = (s) => { filter.value = s; filter.dispatchEvent(new Event("input")); };
+type("LARGE");
+root.dataset.filtered = rows();
+type("individual");
+time.click(); root.dataset.ascending = rows();
+time.click(); root.dataset.descending = rows();
+type("");
+root.dataset.overflow = root.scrollWidth > innerWidth;
+dispatchEvent(new Event("beforeprint"));
+root.dataset.paper = getComputedStyle(document.body).backgroundColor;
+dispatchEvent(new Event("afterprint"));
+</script>`
+
+// browse loads the report's page in a real browser and returns what became of it.
+func browse(t *testing.T, r *bench.Report, size string) string {
+	t.Helper()
 	chromium, err := exec.LookPath("chromium")
 	if err != nil {
 		if os.Getenv("DRAY_REQUIRE") == "all" {
@@ -66,13 +85,17 @@ func TestPageInBrowser(t *testing.T) {
 		}
 		t.Skip("chromium is missing: the page is not tried in a browser")
 	}
+	var page bytes.Buffer
+	if err := r.WriteHTML(&page); err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(t.TempDir(), "page.html")
-	if err := pageReport().SaveHTML(path); err != nil {
+	if err := os.WriteFile(path, append(page.Bytes(), act...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size="+size,
 		"--user-data-dir="+t.TempDir(), "--virtual-time-budget=2000", "--dump-dom", "file://"+path)
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
@@ -84,11 +107,25 @@ func TestPageInBrowser(t *testing.T) {
 			t.Errorf("the browser complains: %s", line)
 		}
 	}
-	dom := out.String()
+	return out.String()
+}
+
+func TestPageOnASmallScreen(t *testing.T) {
+	if dom := browse(t, pageReport(), "500,900"); !strings.Contains(dom, `data-overflow="false"`) {
+		t.Errorf("something is cut off: %s", regexp.MustCompile(`<html[^>]*>`).FindString(dom))
+	}
+}
+
+// The page in a real browser: no error, all charts, and the figures are the report's.
+func TestPageInBrowser(t *testing.T) {
+	dom := browse(t, pageReport(), "1400,2000")
 	if !strings.Contains(dom, `data-plots="8"`) { // time, memory, CPU, storage; memory and CPU over time; two timelines
 		t.Errorf("not all charts were drawn: %s", regexp.MustCompile(`<html[^>]*>`).FindString(dom))
 	}
 	for _, want := range []string{
+		`data-filtered="a large, b &amp; c large"`, `data-ascending="a small, b &amp; c small, a large, b &amp; c large"`,
+		`data-descending="a large, b &amp; c large, a small, b &amp; c small"`, `data-overflow="false"`, `data-paper="rgb(255, 255, 255)"`,
+		`data-key="peak_rss_bytes" data-value="20971520"`, `data-key="storage_bytes" data-value="104857600"`, `data-key="cpu_seconds" data-value="0.5"`,
 		`data-spans="[[&quot;resolve&quot;,0,0.25],[&quot;layer&quot;,0.25,1]]"`,
 		`data-key="allocated_bytes" data-value="123456789">123 MB (61.7 MB/s)<`, `data-value="4242">4242 (2121/s)<`, `>dray/&lt;x&gt;<`,
 	} {
