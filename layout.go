@@ -154,7 +154,11 @@ func (c *Client) checkIndexed(ctx context.Context, l *store.Layer) (problems []s
 		return []string{err.Error()}, nil
 	}
 	defer func() { _ = index.Close() }()
-	x, err := erofs.Copy(ctx, l.DiffID, storedTar(l, tar, offset), nil, layer.Limits{}, erofs.Options{DeviceOffset: offset})
+	o := erofs.Options{DeviceOffset: offset}
+	if !c.store.ReadOnly() {
+		o.Dir = c.store.Root() // on a disk, which the system's directory for such files may not be
+	}
+	x, err := erofs.Copy(ctx, l.DiffID, storedTar(l, tar, offset), nil, layer.Limits{}, o)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, err

@@ -111,7 +111,7 @@ func CheckMerged(ctx context.Context, merged *store.Merged, layers []*store.Laye
 		return []string{err.Error()}, nil
 	}
 	defer func() { _ = f.Close() }()
-	x, err := mergeIndexes(ctx, "", merged.Layers, distinct(layers))
+	x, err := mergeIndexes(ctx, filepath.Dir(merged.Path), merged.Layers, distinct(layers))
 	if err != nil {
 		return nil, err
 	}
