@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"internal/store", "internal/registryd", "internal/repo"},
 	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record", "internal/metastore", "internal/retar"},
 	{"internal/layer"},
-	{"internal/stream", "internal/inflate", "internal/userns"},
+	{"internal/stream", "internal/inflate", "internal/userns", "internal/progress"},
 	{"internal/oci", "internal/durable"},
 }
 

@@ -13,7 +13,7 @@ import (
 	"dray/internal/inspect"
 	"dray/internal/layer"
 	"dray/internal/oci"
-	"dray/internal/pull"
+	"dray/internal/progress"
 	"dray/internal/record"
 	"dray/internal/records"
 	"dray/internal/repo"
@@ -280,14 +280,14 @@ func (i *Images) Copy(ctx context.Context, source, target string, o CopyOptions)
 	return result, to.Commit(ctx)
 }
 
-func stateOf(e convert.Event) pull.State {
+func stateOf(e convert.Event) progress.State {
 	switch {
 	case e.Failed:
-		return pull.Failed
+		return progress.Failed
 	case e.Done && e.Present:
-		return pull.Present
+		return progress.Present
 	case e.Done:
-		return pull.Done
+		return progress.Done
 	}
-	return pull.Fetching
+	return progress.Fetching
 }

@@ -5,22 +5,15 @@ import (
 	"errors"
 	"syscall"
 
-	"dray/internal/bundle"
 	"dray/internal/convert"
 	"dray/internal/estargz"
 	"dray/internal/layer"
-	"dray/internal/metastore"
-	"dray/internal/mount"
 	"dray/internal/oci"
 	"dray/internal/ocidir"
-	"dray/internal/pull"
 	"dray/internal/record"
 	"dray/internal/records"
 	"dray/internal/registry"
 	"dray/internal/repo"
-	"dray/internal/retar"
-	"dray/internal/seed"
-	"dray/internal/store"
 	"dray/internal/stream"
 )
 
@@ -56,22 +49,22 @@ func KindOf(err error) Kind {
 		kind      Kind
 		sentinels []error
 	}{
-		{KindUnverified, []error{seed.ErrRefused}},
-		{KindNotFound, []error{seed.ErrNotSeed}},
-		{KindUsage, []error{ErrSeedTarget}},
+		{KindUnverified, []error{}},
+		{KindNotFound, []error{}},
+		{KindUsage, []error{}},
 		{KindDenied, []error{ErrNeedsDigest}},
-		{KindUnverified, []error{ErrRefused, metastore.ErrFormat, retar.ErrUnknown, retar.ErrTree, stream.ErrMismatch, layer.ErrFormat, estargz.ErrFormat, estargz.ErrDisagree, estargz.ErrUnverified, record.ErrFormat, record.ErrTooLarge, oci.ErrManifest, stream.ErrTooLarge}},
-		{KindCorrupt, []error{store.ErrCorrupt, store.ErrVersion}},
-		{KindNoSpace, []error{store.ErrNoSpace, syscall.ENOSPC, syscall.EDQUOT}},
-		{KindBusy, []error{metastore.ErrBusy, store.ErrBusy, store.ErrInUse, mount.ErrTargetBusy}},
+		{KindUnverified, []error{stream.ErrMismatch, layer.ErrFormat, estargz.ErrFormat, estargz.ErrDisagree, estargz.ErrUnverified, record.ErrFormat, record.ErrTooLarge, oci.ErrManifest, stream.ErrTooLarge}},
+		{KindCorrupt, []error{}},
+		{KindNoSpace, []error{syscall.ENOSPC, syscall.EDQUOT}},
+		{KindBusy, []error{}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
-		{KindNotFound, []error{metastore.ErrNotFound, registry.ErrNotFound, store.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, records.ErrNone, estargz.ErrNoTOC, mount.ErrNotMounted, bundle.ErrUser}},
-		{KindUsage, []error{metastore.ErrOption, repo.ErrTarget, convert.ErrOptions, ErrForm, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName, bundle.ErrOption, bundle.ErrNoCommand}},
+		{KindNotFound, []error{registry.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, records.ErrNone, estargz.ErrNoTOC}},
+		{KindUsage, []error{repo.ErrTarget, convert.ErrOptions, ErrForm, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
-		{KindOther, []error{pull.ErrUnsupported, convert.ErrUnsupported, estargz.ErrUnsupported, ErrLayout}},
+		{KindOther, []error{convert.ErrUnsupported, estargz.ErrUnsupported, ErrLayout}},
 	} {
-		for _, sentinel := range k.sentinels {
+		for _, sentinel := range append(k.sentinels, nativeErrors(k.kind)...) {
 			if errors.Is(err, sentinel) {
 				return k.kind
 			}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package dray
 
 import (
@@ -17,27 +19,6 @@ import (
 	"dray/internal/stream"
 	"dray/internal/userns"
 )
-
-// Layout says how layers are stored.
-type Layout string
-
-// Layouts.
-const (
-	LayoutAuto  Layout = "auto"            // [LayoutEROFS] where the kernel takes it, else [LayoutDir]
-	LayoutDir   Layout = store.LayoutDir   // unpacked
-	LayoutEROFS Layout = store.LayoutEROFS // the tar as it came, and an EROFS image that points into it
-)
-
-// ErrLayout reports a layout that does not exist, or that is not possible here.
-var ErrLayout = errors.New("layout is not possible")
-
-func (l Layout) check() error {
-	switch l {
-	case "", LayoutAuto, LayoutDir, LayoutEROFS:
-		return nil
-	}
-	return fmt.Errorf("%w: %q: want auto, dir or erofs", ErrLayout, string(l))
-}
 
 // LayoutReport says which layouts are possible with a store.
 type LayoutReport struct {

@@ -14,7 +14,7 @@ import (
 
 	"dray"
 	"dray/cmd/internal/cli"
-	"dray/internal/pull"
+	"dray/internal/progress"
 )
 
 // newProgress returns the display that kind names.
@@ -61,13 +61,13 @@ func (b *bars) Event(e dray.Event) {
 		b.layers[e.Digest] = bar
 	}
 	switch e.State {
-	case pull.Failed:
+	case progress.Failed:
 		bar.Abort(false)
-	case pull.Done, pull.Present:
+	case progress.Done, progress.Present:
 		bar.SetTotal(e.TotalBytes, false)
 		bar.SetCurrent(e.TotalBytes)
 		bar.SetTotal(-1, true)
-	case pull.Waiting, pull.Fetching:
+	case progress.Waiting, progress.Fetching:
 		// the last bytes are not yet a finished layer: verification comes after
 		bar.SetCurrent(min(e.FetchedBytes, max(e.TotalBytes-1, 0)))
 	}
@@ -100,9 +100,9 @@ func (l *lines) Event(e dray.Event) {
 	defer l.mu.Unlock()
 	l.layers[e.Digest] = e
 	switch e.State {
-	case pull.Done, pull.Present, pull.Failed:
+	case progress.Done, progress.Present, progress.Failed:
 		_, _ = fmt.Fprintf(l.w, "layer %d/%d %.19s %s (%s)\n", e.Layer+1, e.Layers, e.Digest, e.State, cli.Size(e.TotalBytes))
-	case pull.Waiting, pull.Fetching:
+	case progress.Waiting, progress.Fetching:
 		if time.Since(l.last) < lineEvery {
 			return
 		}

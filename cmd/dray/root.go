@@ -10,11 +10,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"dray/cmd/internal/cli"
-	"dray/internal/bench"
 )
 
 func run() int {
-	app := &cli.App{Name: programName(os.Args[0]), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NewProgress: newProgress, StartProfile: bench.StartProfile}
+	app := &cli.App{Name: programName(os.Args[0]), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NewProgress: newProgress}
+	native(app)
 	runtime.MemProfileRate = 0 // only --profile reads it, and it costs memory
 	return app.Main(newRootCommand(app))
 }
@@ -41,20 +41,11 @@ Every flag is also a key of the settings file and a DRAY_ variable: see
 "dray config --help".`,
 		Version: version(),
 	}
+	root.AddCommand(nativeCommands(app)...)
 	root.AddCommand(
-		app.PullCommand(),
-		app.MountCommand(),
-		app.UnmountCommand(),
-		newBundleCommand(app),
-		newRunCommand(app),
-		app.ServeCommand(),
-		newStoreCommand(app),
 		newImageCommand(app),
 		newRecordCommand(app),
 		newRegistryCommand(app),
-		newDemoCommand(app),
-		newBenchCommand(app),
-		app.UnshareCommand(),
 		app.ConfigCommand(),
 		newManCommand(),
 	)

@@ -6,33 +6,23 @@ import (
 	"sync"
 	"time"
 
-	"dray/internal/oci"
+	"dray/internal/progress"
 )
 
-// State is how far a layer has come.
-type State string
+// What displays are told.
+type (
+	State = progress.State // how far a layer has come
+	Event = progress.Event // one step of a pull; those of one pull are delivered one at a time
+)
 
-// States of a layer, in order. A layer ends as Done or Failed.
+// States of a layer, in order.
 const (
-	Waiting  State = "waiting"  // for a free place, or for another process
-	Fetching State = "fetching" // and unpacking: it is one pass
-	Done     State = "done"
-	Present  State = "present" // it was in the store
-	Failed   State = "failed"
+	Waiting  = progress.Waiting
+	Fetching = progress.Fetching
+	Done     = progress.Done
+	Present  = progress.Present
+	Failed   = progress.Failed
 )
-
-// Event is one step of a pull, for progress displays. Events of one pull are
-// delivered one at a time.
-type Event struct {
-	Image        string     `json:"image"`
-	Layer        int        `json:"layer"`  // position from the bottom, from 0
-	Layers       int        `json:"layers"` // how many there are
-	DiffID       oci.DiffID `json:"diff_id"`
-	Digest       oci.Digest `json:"digest"`
-	State        State      `json:"state"`
-	FetchedBytes int64      `json:"fetched_bytes"`
-	TotalBytes   int64      `json:"total_bytes"` // compressed
-}
 
 // reporter serialises the events of one pull.
 type reporter struct {

@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"dray"
-	"dray/internal/userns"
 )
 
 // App is one run of a program.
@@ -301,15 +300,6 @@ func (a *App) Options() (dray.Options, error) {
 	return o, nil
 }
 
-// Open opens the store as the flags say.
-func (a *App) Open(ctx context.Context) (*dray.Client, error) {
-	o, err := a.Options()
-	if err != nil {
-		return nil, err
-	}
-	return dray.New(ctx, o)
-}
-
 // OpenImages returns what works on images without a store, as the flags say.
 func (a *App) OpenImages() (*dray.Images, error) {
 	o, err := a.Options()
@@ -317,35 +307,6 @@ func (a *App) OpenImages() (*dray.Images, error) {
 		return nil, err
 	}
 	return dray.NewImages(o)
-}
-
-// Enter makes sure that the command runs where it may mount: as root, or as root
-// of a user namespace of our own, in which it starts this program again. The
-// second result is true when that other run has done everything and ended with
-// err.
-func (a *App) Enter(ctx context.Context) (err error, finished bool) { //nolint:revive // the error belongs to the other run
-	switch a.Globals.Rootless {
-	case "never":
-		if userns.Needed() {
-			return Usage("--rootless never: the process has no right to mount (it is not root, or root without CAP_SYS_ADMIN)"), true
-		}
-		return nil, false
-	case "always":
-		if userns.Inside() {
-			return nil, false
-		}
-	case "auto":
-		if !userns.Needed() {
-			return nil, false
-		}
-	default:
-		return Usage("--rootless %q: want auto, always or never", a.Globals.Rootless), true
-	}
-	code, err := userns.Reexec(ctx, userns.Options{Log: a.log})
-	if err != nil {
-		return err, true
-	}
-	return Exit(code), true
 }
 
 // StartProgress returns where a pull sends its events.

@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"context"
+
+	"dray"
+	"dray/internal/userns"
+)
+
+// Open opens the store as the flags say.
+func (a *App) Open(ctx context.Context) (*dray.Client, error) {
+	o, err := a.Options()
+	if err != nil {
+		return nil, err
+	}
+	return dray.New(ctx, o)
+}
+
+// Enter makes sure that the command runs where it may mount: as root, or as root
+// of a user namespace of our own, in which it starts this program again. The
+// second result is true when that other run has done everything and ended with
+// err.
+func (a *App) Enter(ctx context.Context) (err error, finished bool) { //nolint:revive // the error belongs to the other run
+	switch a.Globals.Rootless {
+	case "never":
+		if userns.Needed() {
+			return Usage("--rootless never: the process has no right to mount (it is not root, or root without CAP_SYS_ADMIN)"), true
+		}
+		return nil, false
+	case "always":
+		if userns.Inside() {
+			return nil, false
+		}
+	case "auto":
+		if !userns.Needed() {
+			return nil, false
+		}
+	default:
+		return Usage("--rootless %q: want auto, always or never", a.Globals.Rootless), true
+	}
+	code, err := userns.Reexec(ctx, userns.Options{Log: a.log})
+	if err != nil {
+		return err, true
+	}
+	return Exit(code), true
+}

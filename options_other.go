@@ -1,0 +1,9 @@
+//go:build !linux
+
+package dray
+
+// systemWide tells whether the process may use the system's store: there is none.
+func systemWide() bool { return false }
+
+// nativeErrors returns the sentinels of a kind that only packages for Linux have.
+func nativeErrors(Kind) []error { return nil }
