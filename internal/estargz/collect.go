@@ -1,11 +1,13 @@
 package estargz
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"hash/crc64"
@@ -125,6 +127,23 @@ func (e *encoder) append(out, member []byte) ([]byte, error) {
 	return a.b, nil
 }
 
+// stream returns what produce writes, compressed as one member.
+func (e *encoder) stream(produce func(io.Writer) error) ([]byte, error) {
+	out := &appendTo{}
+	var w io.WriteCloser
+	if e.zstd != nil {
+		e.zstd.Reset(out)
+		w = e.zstd
+	} else {
+		e.gzip.Reset(out)
+		w = e.gzip
+	}
+	if err := errors.Join(produce(w), w.Close()); err != nil {
+		return nil, fmt.Errorf("compress: %w", err)
+	}
+	return out.b, nil
+}
+
 func (e *encoder) close() {
 	if e.zstd != nil {
 		_ = e.zstd.Close() // it writes to nothing
@@ -166,10 +185,10 @@ type collector struct {
 	size   int64 // of the blob
 	raw    int64 // of the tar
 
-	lines   bytes.Buffer // the TOC's entries, a line each
-	ends    []int64      // of entries with their chunks, in lines
-	byName  map[string]int
-	dropped map[int]bool // entries whose name came again
+	lines   spool   // the TOC's entries, each a line behind a separator
+	ends    []int64 // of entries with their chunks, in lines
+	byName  map[nameKey]int32
+	dropped map[int32]bool // entries whose name came again
 
 	pending  []tocEntry // of the file that has not ended
 	clean    string     // its name
@@ -178,12 +197,34 @@ type collector struct {
 	split *tarSplit // nil but for ZstdChunked
 }
 
-func newCollector(dst io.Writer, o *Options) *collector {
-	c := &collector{o: o, dst: dst, blob: sha256.New(), diffID: sha256.New(), fileHash: sha256.New(), byName: map[string]int{}, dropped: map[int]bool{}}
-	if o.Format == ZstdChunked {
-		c.split = &tarSplit{table: crc64.MakeTable(crc64.ISO)}
+// nameKey stands for a name: a part of its SHA-256, so that a layer of many files
+// does not have all of their names in memory.
+type nameKey [16]byte
+
+func keyOf(name string) nameKey {
+	sum := sha256.Sum256([]byte(name))
+	return nameKey(sum[:])
+}
+
+func newCollector(dst io.Writer, o *Options) (*collector, error) {
+	c := &collector{
+		o: o, dst: dst, blob: sha256.New(), diffID: sha256.New(), fileHash: sha256.New(),
+		byName: map[nameKey]int32{}, dropped: map[int32]bool{}, lines: spool{memory: o.SpillMemory, dir: o.TempDir},
 	}
-	return c
+	if o.Format != ZstdChunked {
+		return c, nil
+	}
+	var err error
+	c.split, err = newTarSplit(o)
+	return c, err
+}
+
+// close gives up what was spooled.
+func (c *collector) close() {
+	c.lines.close()
+	if c.split != nil {
+		_ = c.split.zstd.Close() // of what it has written nothing is wanted
+	}
 }
 
 func (c *collector) run(ctx context.Context, ordered <-chan *unitOf, free chan<- *unitOf) error {
@@ -286,20 +327,21 @@ func (c *collector) endFile() {
 
 // flush appends the pending lines to the TOC.
 func (c *collector) flush() error {
-	name := c.clean
-	if i, ok := c.byName[name]; ok {
+	key := keyOf(c.clean)
+	if i, ok := c.byName[key]; ok {
 		c.dropped[i] = true
 	}
-	c.byName[name] = len(c.ends)
+	c.byName[key] = int32(len(c.ends))
 	for i := range c.pending {
 		line, err := json.Marshal(&c.pending[i])
 		if err != nil {
 			return fmt.Errorf("write TOC: %w", err)
 		}
-		c.lines.Write(line)
-		c.lines.WriteByte('\n')
+		if err := errors.Join(c.lines.write([]byte(separator)), c.lines.write(line)); err != nil {
+			return err
+		}
 	}
-	c.ends = append(c.ends, int64(c.lines.Len()))
+	c.ends = append(c.ends, c.lines.size)
 	return nil
 }
 
@@ -310,34 +352,56 @@ func (c *collector) write(p []byte) error {
 	return err
 }
 
-// tocText returns the TOC. Of a name that came again only the last entry is in it.
-func (c *collector) tocText(tarSplitDigest oci.Digest, prioritized []string) ([]byte, error) {
-	var out bytes.Buffer
-	out.WriteString(`{"version":1,"entries":[` + "\n")
-	all, from, first := c.lines.Bytes(), int64(0), true
+// separator is before every entry of the TOC but the first.
+const separator = ",\n"
+
+// writeTOC writes the TOC. Of a name that came again only the last entry is in it.
+func (c *collector) writeTOC(w io.Writer, tarSplitDigest oci.Digest, prioritized []string) error {
+	out := bufio.NewWriterSize(w, readBufBytes)
+	_, _ = out.WriteString(`{"version":1,"entries":[` + "\n") // errors come back at Flush
+	from, first := int64(0), true
+	keep := func(to int64) error { // what is between from and to
+		if first && to > from {
+			from, first = from+int64(len(separator)), false
+		}
+		return c.lines.read(from, to-from, func(p []byte) error { _, err := out.Write(p); return err })
+	}
 	for i, end := range c.ends {
-		if !c.dropped[i] {
-			if !first {
-				out.WriteString(",\n")
-			}
-			first = false
-			out.Write(bytes.ReplaceAll(all[from:end-1], []byte{'\n'}, []byte(",\n")))
+		if !c.dropped[int32(i)] {
+			continue
+		}
+		start := int64(0)
+		if i > 0 {
+			start = c.ends[i-1]
+		}
+		if err := keep(start); err != nil {
+			return err
 		}
 		from = end
 	}
-	out.WriteString("\n]")
+	if err := keep(c.lines.size); err != nil {
+		return err
+	}
+	_, _ = out.WriteString("\n]")
 	if tarSplitDigest != "" {
-		fmt.Fprintf(&out, ",\n\"tarSplitDigest\":%q", tarSplitDigest)
+		_, _ = fmt.Fprintf(out, ",\n\"tarSplitDigest\":%q", tarSplitDigest)
 	}
 	if c.o.Lossless && prioritized != nil {
 		names, err := json.Marshal(prioritized)
 		if err != nil {
-			return nil, fmt.Errorf("write TOC: %w", err)
+			return fmt.Errorf("write TOC: %w", err)
 		}
-		fmt.Fprintf(&out, ",\n\"prioritized\":%s", names)
+		_, _ = fmt.Fprintf(out, ",\n\"prioritized\":%s", names)
 	}
-	out.WriteString("}\n")
-	return out.Bytes(), nil
+	_, _ = out.WriteString("}\n")
+	return out.Flush()
+}
+
+// tocWriter writes a TOC, the same each time.
+type tocWriter struct {
+	write  func(io.Writer) error
+	digest oci.Digest
+	size   int64
 }
 
 // finish writes TOC and footer.
@@ -351,16 +415,19 @@ func (c *collector) finish(p *plan) (*Result, error) {
 	var split []byte
 	var splitDigest oci.Digest
 	if c.split != nil {
-		if split, err = e.append(nil, c.split.finish()); err != nil {
+		if split, err = c.split.finish(); err != nil {
 			return nil, err
 		}
 		splitDigest = oci.DigestBytes(split)
 	}
-	toc, err := c.tocText(splitDigest, p.matched)
-	if err != nil {
+	toc := tocWriter{write: func(w io.Writer) error { return c.writeTOC(w, splitDigest, p.matched) }}
+	h := sha256.New()
+	counted := &counter{w: h}
+	if err := toc.write(counted); err != nil {
 		return nil, err
 	}
-	r := &Result{TOCDigest: oci.DigestBytes(toc), Entries: len(c.ends) - len(c.dropped), Matched: p.matched, Missed: p.missed}
+	toc.digest, toc.size = oci.DigestOf(oci.SHA256, h), counted.n
+	r := &Result{TOCDigest: toc.digest, Entries: len(c.ends) - len(c.dropped), Matched: p.matched, Missed: p.missed}
 	var checksum oci.Digest
 	switch c.o.Format {
 	case EStargz, EStargzExternal:
@@ -379,39 +446,65 @@ func (c *collector) finish(p *plan) (*Result, error) {
 	return r, nil
 }
 
-func (c *collector) finishGzip(e *encoder, toc []byte, r *Result) error {
-	text, err := synthesize(&layer.Entry{Name: TOCName, Size: int64(len(toc)), Mode: 0o644})
+// counter counts what it passes on.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return c.w.Write(p)
+}
+
+// finishGzip compresses the tar entry with the TOC: its header, itself, padding and
+// the end of the archive.
+func (c *collector) finishGzip(e *encoder, toc tocWriter, r *Result) error {
+	header, err := synthesize(&layer.Entry{Name: TOCName, Size: toc.size, Mode: 0o644})
 	if err != nil {
 		return err
 	}
-	text = append(text, toc...)
-	text = append(text, make([]byte, -len(toc)&(tarBlockBytes-1)+2*tarBlockBytes)...)
-	member, err := e.append(nil, text)
+	end := make([]byte, -toc.size&(tarBlockBytes-1)+2*tarBlockBytes)
+	external := c.o.Format == EStargzExternal
+	at := c.size
+	text := io.Writer(c.diffID)
+	if external {
+		text = io.Discard
+	}
+	member, err := e.stream(func(w io.Writer) error {
+		both := io.MultiWriter(text, w)
+		if _, err := both.Write(header); err != nil {
+			return err
+		}
+		if err := toc.write(both); err != nil {
+			return err
+		}
+		_, err := both.Write(end)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	if c.o.Format == EStargzExternal {
+	if external {
 		r.ExternalTOC = oci.Descriptor{MediaType: oci.MediaTypeLayerGz, Digest: oci.DigestBytes(member), Size: int64(len(member))}
 		if _, err := c.o.TOC.Write(member); err != nil {
 			return err
 		}
 		return c.write(appendExternalFooter(nil))
 	}
-	at := c.size
-	_, _ = c.diffID.Write(text)
-	c.raw += int64(len(text))
+	c.raw += int64(len(header)) + toc.size + int64(len(end))
 	return c.write(appendEStargzFooter(member, at))
 }
 
-func (c *collector) finishZstd(e *encoder, toc, split []byte, f *Footer) (oci.Digest, error) {
-	compressed, err := e.append(nil, toc)
+func (c *collector) finishZstd(e *encoder, toc tocWriter, split []byte, f *Footer) (oci.Digest, error) {
+	compressed, err := e.stream(toc.write)
 	if err != nil {
 		return "", err
 	}
-	f.TOC = Span{Offset: c.size + skippableBytes, Size: int64(len(compressed)), RawSize: int64(len(toc))}
+	f.TOC = Span{Offset: c.size + skippableBytes, Size: int64(len(compressed)), RawSize: toc.size}
 	out := append(appendSkippable(nil, len(compressed)), compressed...)
 	if c.split != nil {
-		f.TarSplit = Span{Offset: f.TOC.Offset + f.TOC.Size + skippableBytes, Size: int64(len(split)), RawSize: int64(c.split.out.Len())}
+		f.TarSplit = Span{Offset: f.TOC.Offset + f.TOC.Size + skippableBytes, Size: int64(len(split)), RawSize: c.split.size}
 		out = append(appendSkippable(out, len(split)), split...)
 	}
 	return oci.DigestBytes(compressed), c.write(appendZstdFooter(out, *f))
@@ -421,8 +514,11 @@ func (c *collector) finishZstd(e *encoder, toc, split []byte, f *Footer) (oci.Di
 // the files', as lines of JSON.
 type tarSplit struct {
 	table    *crc64.Table
-	out      bytes.Buffer
-	pending  []byte // of the segment that has not ended
+	out      bytes.Buffer  // compressed
+	zstd     *zstd.Encoder // to out
+	size     int64         // of the lines
+	err      error         // the first
+	pending  []byte        // of the segment that has not ended
 	crc      uint64
 	position int
 }
@@ -435,6 +531,13 @@ type tarSplitLine struct {
 	Size     int64  `json:"size,omitempty"`
 	Payload  []byte `json:"payload"`
 	Position int    `json:"position"`
+}
+
+func newTarSplit(o *Options) (*tarSplit, error) {
+	t := &tarSplit{table: crc64.MakeTable(crc64.ISO)}
+	var err error
+	t.zstd, err = zstd.NewWriter(&t.out, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(o.Level)))
+	return t, err
 }
 
 // segment takes bytes of the tar that are no file's.
@@ -471,11 +574,18 @@ func (t *tarSplit) line(l tarSplitLine) {
 	if err != nil {
 		panic("estargz: internal error: " + err.Error())
 	}
-	t.out.Write(text)
-	t.out.WriteByte('\n')
+	text = append(text, '\n')
+	t.size += int64(len(text))
+	if t.err == nil {
+		_, t.err = t.zstd.Write(text)
+	}
 }
 
-func (t *tarSplit) finish() []byte {
+// finish returns the lines, compressed.
+func (t *tarSplit) finish() ([]byte, error) {
 	t.endSegment()
-	return t.out.Bytes()
+	if err := errors.Join(t.err, t.zstd.Close()); err != nil {
+		return nil, fmt.Errorf("compress tar-split: %w", err)
+	}
+	return t.out.Bytes(), nil
 }

@@ -1,12 +1,9 @@
 package estargz
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 	"path"
 	"slices"
 
@@ -165,66 +162,5 @@ func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadClos
 				return err
 			}
 		}
-	}
-}
-
-// spool keeps bytes in memory, and from a size on in a file without a name.
-type spool struct {
-	memory int64
-	dir    string
-	buf    bytes.Buffer
-	file   *os.File
-	size   int64
-}
-
-func (s *spool) write(p []byte) error {
-	s.size += int64(len(p))
-	if s.file == nil && s.size <= s.memory {
-		s.buf.Write(p)
-		return nil
-	}
-	if s.file == nil {
-		f, err := os.CreateTemp(s.dir, "dray-prioritized-*")
-		if err != nil {
-			return fmt.Errorf("keep prioritized files: %w", err)
-		}
-		s.file = f
-		// Without its name it is gone with the process, whatever ends that.
-		if err := os.Remove(f.Name()); err != nil {
-			return fmt.Errorf("keep prioritized files: %w", err)
-		}
-		if _, err := f.Write(s.buf.Bytes()); err != nil {
-			return fmt.Errorf("keep prioritized files: %w", err)
-		}
-		s.buf = bytes.Buffer{}
-	}
-	if _, err := s.file.Write(p); err != nil {
-		return fmt.Errorf("keep prioritized files: %w", err)
-	}
-	return nil
-}
-
-// read calls take with size bytes from an offset on.
-func (s *spool) read(at, size int64, take func([]byte) error) error {
-	if s.file == nil {
-		return take(s.buf.Bytes()[at:][:size])
-	}
-	buf := make([]byte, min(size, tapBlockBytes))
-	for size > 0 {
-		n := min(size, int64(len(buf)))
-		if _, err := s.file.ReadAt(buf[:n], at); err != nil {
-			return fmt.Errorf("read prioritized files: %w", noEOF(err))
-		}
-		if err := take(buf[:n]); err != nil {
-			return err
-		}
-		at, size = at+n, size-n
-	}
-	return nil
-}
-
-func (s *spool) close() {
-	if s.file != nil {
-		_ = s.file.Close() // nothing of it is wanted
 	}
 }

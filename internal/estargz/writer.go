@@ -62,8 +62,8 @@ type Options struct {
 
 	Jobs        int            // workers; 0 is one per core. The bytes do not depend on it.
 	Budget      *stream.Budget // that the units share with others; nil for none
-	TempDir     string         // for prioritized files beyond SpillMemory; "" is the system's
-	SpillMemory int64          // bytes; 0 is [DefaultSpillMemory]
+	TempDir     string         // for prioritized files and a TOC beyond SpillMemory; "" is the system's
+	SpillMemory int64          // bytes, of each of the two; 0 is [DefaultSpillMemory]
 	Limits      layer.Limits
 }
 
@@ -156,7 +156,11 @@ func Write(ctx context.Context, dst io.Writer, open func(context.Context) (io.Re
 	for range units {
 		w.free <- &unitOf{done: make(chan struct{}, 1)} // a unit is compressed once before it is awaited
 	}
-	c := newCollector(dst, &o)
+	c, err := newCollector(dst, &o)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
 	group.Go(func() error {
 		defer close(w.work)
 		defer close(w.ordered)
