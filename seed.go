@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"dray/internal/apply"
 	"dray/internal/durable"
 	"dray/internal/layer"
 	"dray/internal/oci"
@@ -30,11 +31,15 @@ var ErrSeedTarget = errors.New("cannot make a seed there")
 // SeedOptions of [Client.WriteSeed].
 type SeedOptions struct {
 	Platforms []string  // "os/arch[/variant]"; none: the client's
+	Layout    Layout    // [LayoutDir]: trees; [LayoutBoth]; "": tars and indexes
 	Prefix    string    // path at which the seed will live: an archive has it below that
 	Created   time.Time // the time in the seed; zero: 1970
 	Offline   bool      // take what the store and the seeds have
 	Progress  func(Event)
 }
+
+// LayoutBoth is the layout of a seed that has tars, indexes and trees.
+const LayoutBoth = seed.Both
 
 // SeedReport tells what [Client.WriteSeed] made.
 type SeedReport struct {
@@ -63,6 +68,9 @@ func (c *Client) writeSeed(ctx context.Context, references []string, out string,
 		return nil, err
 	}
 	form := seedForm(out)
+	if err := checkSeedLayout(o.Layout, form); err != nil {
+		return nil, err
+	}
 	if err := checkSeedTarget(out, form); err != nil {
 		return nil, err
 	}
@@ -86,6 +94,21 @@ func (c *Client) writeSeed(ctx context.Context, references []string, out string,
 		err = durable.Rename(made, out)
 	}
 	return report, err
+}
+
+// checkSeedLayout refuses what cannot be made exactly.
+func checkSeedLayout(layout Layout, form seed.Form) error {
+	switch {
+	case layout == "", layout == LayoutAuto, layout == LayoutEROFS:
+		return nil
+	case layout != LayoutDir && layout != LayoutBoth:
+		return fmt.Errorf("layout %q: want erofs, dir or both: %w", layout, ErrSeedTarget)
+	case form != seed.AsDir:
+		return fmt.Errorf("layout %s is for directories; a file has layout erofs, of which all others can be made: %w", layout, ErrSeedTarget)
+	case os.Geteuid() != 0:
+		return fmt.Errorf("layout %s needs root, for the owners and devices of the trees; layout erofs does not: %w", layout, ErrSeedTarget)
+	}
+	return nil
 }
 
 func seedForm(out string) seed.Form {
@@ -181,7 +204,7 @@ func (c *Client) gatherSeed(ctx context.Context, references []string, dir string
 	defer func() { err = errors.Join(err, engine.Close()) }()
 	g := &seedGatherer{
 		client: c, engine: engine, options: o, report: &SeedReport{}, images: map[oci.Digest]*store.Image{},
-		content: &seed.Content{Names: map[string]oci.Digest{}, Documents: map[oci.Digest][]byte{}, Created: o.Created, Prefix: o.Prefix},
+		content: &seed.Content{Names: map[string]oci.Digest{}, Documents: map[oci.Digest][]byte{}, Created: o.Created, Prefix: o.Prefix, Layout: store.LayoutEROFS},
 	}
 	if g.content.Created.IsZero() {
 		g.content.Created = time.Unix(0, 0)
@@ -192,8 +215,27 @@ func (c *Client) gatherSeed(ctx context.Context, references []string, dir string
 	if g.content.Layers, err = scratch.Layers(); err != nil {
 		return nil, nil, err
 	}
+	if o.Layout == LayoutDir || o.Layout == LayoutBoth {
+		g.content.Layout = string(o.Layout)
+		for _, l := range g.content.Layers {
+			if err := c.unpackBeside(ctx, l); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
 	g.report.SeedManifest = g.content.Manifest()
 	return g.content, g.report, nil
+}
+
+// unpackBeside makes the tree of a layer beside its tar.
+func (c *Client) unpackBeside(ctx context.Context, l *store.Layer) error {
+	tar, offset, err := l.OpenTar()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tar.Close() }()
+	_, err = pull.Unpack(ctx, l.Path, storedTar(l, tar, offset), layer.Limits{}, apply.Options{ContentHash: apply.SHA256, Log: c.log})
+	return err
 }
 
 // seedGatherer collects what a seed is to hold.

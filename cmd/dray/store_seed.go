@@ -34,7 +34,12 @@ node, and of which every command takes layers with --seed instead of pulling the
 OUT is a directory, or a file: x.tar (a tar of that directory), x.erofs or x.img (a
 file system that the kernel mounts, and that --seed reads as it is, mounted or not).
 Layers that the store or another seed has are taken from there. The same images give
-the same bytes; the time in them is $SOURCE_DATE_EPOCH, or 1970. Needs no root.` + cli.ReferenceHelp + `
+the same bytes; the time in them is $SOURCE_DATE_EPOCH, or 1970. Needs no root.
+
+--layout erofs, the default, puts tars with their indexes in, of which every store
+makes what it needs. For a directory, as root, --layout dir puts trees in instead and
+--layout both all: with --trust-seed they are used as they are by kernels that do not
+mount EROFS from files.` + cli.ReferenceHelp + `
 
 Examples:
   dray store seed nginx -o /usr/share/dray/seed
@@ -55,9 +60,11 @@ func runStoreSeed(app *cli.App, cmd *cobra.Command, refs []string, flags *seedFl
 	if flags.out == "" {
 		return cli.Usage("say with --output where the seed shall be made")
 	}
-	if layout := app.Globals.Layout; layout != string(dray.LayoutAuto) && layout != string(dray.LayoutEROFS) {
-		return cli.Usage("--layout %s: seeds are made in one layout, want erofs; whoever uses one chooses how it is unpacked", layout)
+	layout := dray.Layout(app.Globals.Layout)
+	if layout == dray.LayoutAuto {
+		layout = dray.LayoutEROFS
 	}
+	app.Globals.Layout = string(dray.LayoutAuto) // of the store
 	created, err := sourceDate()
 	if err != nil {
 		return err
@@ -72,7 +79,7 @@ func runStoreSeed(app *cli.App, cmd *cobra.Command, refs []string, flags *seedFl
 		return err
 	}
 	report, err := client.WriteSeed(cmd.Context(), refs, flags.out, dray.SeedOptions{
-		Platforms: flags.platforms, Prefix: flags.prefix, Created: created, Offline: flags.offline, Progress: progress,
+		Layout: layout, Platforms: flags.platforms, Prefix: flags.prefix, Created: created, Offline: flags.offline, Progress: progress,
 	})
 	if err != nil {
 		return err

@@ -255,38 +255,39 @@ func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.La
 	return record, seed.Loose.String(), err
 }
 
-// takeAsIs uses a trusted seed's own tree or index, and reads nothing of it.
+// takeAsIs uses a trusted seed's own index or tree, and reads nothing of it.
 func (e *Engine) takeAsIs(ctx context.Context, l *seed.Layer) (record store.LayerRecord, ok bool) {
-	if e.options.Apply.UserNS {
-		return record, false // whiteouts are in another form there
+	if e.options.Apply.UserNS || l.Record.Whiteouts != store.WhiteoutsTrusted {
+		return record, false // whiteouts are in another form
 	}
 	record = l.Record
-	record.Seed, record.UnsyncedBoot = nil, ""
-	switch l.Record.Layout {
-	case store.LayoutEROFS:
-		index := l.Index()
-		tar, err := l.OpenTar(ctx)
-		if err != nil || index == "" {
-			break
-		}
-		defer func() { _ = tar.Close() }()
-		place, _, err := tar.Place(l.Seed)
-		if err != nil || place == nil || place.Ref.Offset != 0 || tryMount(index, place.File) != nil {
-			break
-		}
-		place.Ref.Index = index
-		record.Layout, record.Seed = store.LayoutSeed, &place.Ref
-		return record, true
-	case store.LayoutDir:
-		if record.Whiteouts != store.WhiteoutsTrusted {
-			break
-		}
-		if ref, err := l.Tree(); err == nil {
-			record.Seed = ref
-			return record, true
-		}
+	record.UnsyncedBoot = ""
+	record.Layout, record.Seed = store.LayoutSeed, e.indexOf(ctx, l)
+	if record.Seed == nil {
+		record.Layout = store.LayoutDir
+		record.Seed, _ = l.Tree() // without one, the tar has to be read
 	}
-	return record, false
+	return record, record.Seed != nil
+}
+
+// indexOf returns where the tar of a trusted layer lies, with the seed's index over it,
+// or nil if the kernel does not mount the two.
+func (e *Engine) indexOf(ctx context.Context, l *seed.Layer) *store.SeedRef {
+	index := l.Index()
+	if index == "" || l.Record.Layout != store.LayoutEROFS {
+		return nil
+	}
+	tar, err := l.OpenTar(ctx)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = tar.Close() }()
+	place, _, err := tar.Place(l.Seed)
+	if err != nil || place == nil || place.Ref.Offset != 0 || tryMount(index, place.File) != nil {
+		return nil
+	}
+	place.Ref.Index = index
+	return &place.Ref
 }
 
 // takeInPlace hashes a tar where it lies, unless it is trusted, and makes an index

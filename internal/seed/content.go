@@ -32,12 +32,40 @@ type Content struct {
 	Documents map[oci.Digest][]byte // indexes
 	Created   time.Time
 	Prefix    string // the path at which the seed will live; "" for anywhere
+	Layout    string // [store.LayoutEROFS], or [store.LayoutDir] or [Both], for which each layer has a tree beside its tar
+}
+
+// Both is the layout of a seed with tars, indexes and trees.
+const Both = "both"
+
+// record returns the record of a layer as the seed has it, and the names of its files
+// and of its tree.
+func (c *Content) record(l *store.Layer) (record store.LayerRecord, files []string, tree bool) {
+	record = l.LayerRecord
+	record.Version, record.Created, record.DiskBytes, record.UnsyncedBoot, record.Seed = 1, c.Created.UTC(), 0, "", nil
+	record.TarVerity, record.IndexVerity = "", ""
+	record.Blob.Annotations, record.Blob.URLs = nil, nil
+	tree = c.Layout == store.LayoutDir || c.Layout == Both
+	if c.Layout != store.LayoutDir {
+		files = append(files, store.TarName)
+		if l.Layout == store.LayoutEROFS {
+			files = append(files, store.IndexName)
+		}
+	}
+	if tree {
+		files = append(files, store.JournalName)
+	}
+	if tree && (c.Layout == store.LayoutDir || l.Layout == store.LayoutTar) {
+		record.Layout, record.Whiteouts = store.LayoutDir, store.WhiteoutsTrusted
+	}
+	return record, files, tree
 }
 
 // entry is a name in a seed.
 type entry struct {
 	name    string
 	dir     bool
+	tree    bool // a directory that is moved as it is
 	content []byte
 	path    string // of the file with the content, if that is not nil
 	size    int64
@@ -45,7 +73,7 @@ type entry struct {
 
 // Manifest returns the list of what is in the seed.
 func (c *Content) Manifest() *Manifest {
-	m := &Manifest{Version: manifestVersion, Needs: "0.2", Created: c.Created.UTC().Format(time.RFC3339), Prefix: c.Prefix, Layout: store.LayoutEROFS, Images: []Image{}, Layers: []Entry{}}
+	m := &Manifest{Version: manifestVersion, Needs: "0.2", Created: c.Created.UTC().Format(time.RFC3339), Prefix: c.Prefix, Layout: cmp.Or(c.Layout, store.LayoutEROFS), Images: []Image{}, Layers: []Entry{}}
 	for _, i := range c.Images {
 		names := []string{i.Reference}
 		for name, digest := range c.Names {
@@ -65,7 +93,8 @@ func (c *Content) Manifest() *Manifest {
 		return cmp.Or(cmp.Compare(a.Reference, b.Reference), cmp.Compare(a.Platform, b.Platform), cmp.Compare(a.Manifest, b.Manifest))
 	})
 	for _, l := range c.Layers {
-		m.Layers = append(m.Layers, Entry{DiffID: l.DiffID, Blob: l.Blob.Digest, SizeBytes: l.SizeBytes, Entries: l.Entries, Layout: l.Layout, Notes: l.Notes})
+		record, _, _ := c.record(l)
+		m.Layers = append(m.Layers, Entry{DiffID: l.DiffID, Blob: l.Blob.Digest, SizeBytes: l.SizeBytes, Entries: l.Entries, Layout: record.Layout, Notes: l.Notes})
 		m.Bytes += l.SizeBytes
 	}
 	slices.SortFunc(m.Layers, func(a, b Entry) int { return cmp.Compare(a.DiffID, b.DiffID) })
@@ -99,20 +128,17 @@ func (c *Content) entries() ([]entry, error) {
 	}
 	for _, l := range c.Layers {
 		dir := path.Join("layers", l.DiffID.Digest().Algorithm(), l.DiffID.Hex())
-		record := l.LayerRecord
-		record.Version, record.Created, record.DiskBytes, record.UnsyncedBoot, record.Seed = 1, c.Created.UTC(), 0, "", nil
-		record.Blob.Annotations, record.Blob.URLs = nil, nil
+		record, files, tree := c.record(l)
 		if err == nil {
 			err = add(path.Join(dir, "layer.json"), &record)
-		}
-		files := []string{store.TarName}
-		if l.Layout == store.LayoutEROFS {
-			files = append(files, store.IndexName)
 		}
 		for _, name := range files {
 			size, statErr := fileSize(filepath.Join(l.Path, name))
 			err = cmp.Or(err, statErr)
 			large = append(large, entry{name: path.Join(dir, name), path: filepath.Join(l.Path, name), size: size})
+		}
+		if tree {
+			large = append(large, entry{name: path.Join(dir, store.FSName), path: filepath.Join(l.Path, store.FSName), tree: true})
 		}
 	}
 	if err != nil {

@@ -76,13 +76,13 @@ func TestJudge(t *testing.T) {
 }
 
 // small returns a seed of one layer and one name, in memory and in order.
-func small(t testing.TB) *Content {
-	t.Helper()
-	dir := t.TempDir()
+func small(tb testing.TB) *Content {
+	tb.Helper()
+	dir := tb.TempDir()
 	raw := testkit.Tar(testkit.File("a", "1"))
 	for name, content := range map[string][]byte{store.TarName: raw, store.IndexName: []byte("index")} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	id := oci.DiffID(oci.DigestBytes(raw))
@@ -93,15 +93,15 @@ func small(t testing.TB) *Content {
 	}
 }
 
-func writeArchive(t testing.TB, c *Content, form Form) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "seed")
+func writeArchive(tb testing.TB, c *Content, form Form) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "seed")
 	f, err := os.Create(path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if err := errors.Join(c.WriteFile(t.Context(), f, form), f.Close()); err != nil {
-		t.Fatal(err)
+	if err := errors.Join(c.WriteFile(tb.Context(), f, form), f.Close()); err != nil {
+		tb.Fatal(err)
 	}
 	return path
 }

@@ -33,7 +33,8 @@ const (
 )
 
 // WriteDir writes the seed into an empty directory. Files of layers are moved there
-// where they can be, so that the store that they are in is of no use afterwards.
+// where they can be, trees always, so that the store that they are in is of no use
+// afterwards.
 func (c *Content) WriteDir(ctx context.Context, dir string) error {
 	entries, err := c.entries()
 	if err != nil {
@@ -49,6 +50,9 @@ func (c *Content) WriteDir(ctx context.Context, dir string) error {
 	}
 	// Times last, and of what is inside first: each new name changes its directory's.
 	for _, e := range slices.Backward(append([]entry{{name: ".", dir: true}}, entries...)) {
+		if e.tree {
+			continue // its attributes are the layer's
+		}
 		at := filepath.Join(dir, e.name)
 		perm := os.FileMode(filePerm)
 		if e.dir {
@@ -65,6 +69,8 @@ func (c *Content) stamp() time.Time { return c.Created.UTC().Truncate(time.Secon
 
 func (c *Content) putFile(at string, e entry) error {
 	switch {
+	case e.tree:
+		return os.Rename(e.path, at)
 	case e.dir:
 		return os.Mkdir(at, dirPerm)
 	case e.path == "":
