@@ -1,6 +1,7 @@
 package dray_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -179,4 +180,34 @@ func TestImportMetaStoreKeepsWhatIsThere(t *testing.T) {
 		t.Errorf("an image stands under a manifest that nobody has seen: %v", err)
 	}
 	wantSound(t, to)
+}
+
+// What is interrupted leaves nothing behind, and what was there as it was.
+func TestMetaStoreInterrupted(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, testkit.Root())
+	dir := t.TempDir()
+	testkit.Image(t).Layer(testkit.Random("random", 4<<20, 1)).Write(testkit.LayoutAt(t, dir), "v1")
+	for _, layout := range layouts() {
+		client := newClientFor(t, layout)
+		if _, err := client.Pull(t.Context(), "local://"+dir+":v1", dray.PullOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		parent := t.TempDir()
+		out := filepath.Join(parent, "w")
+		stopped, stop := context.WithCancel(t.Context())
+		stop()
+		if _, err := client.ExportMetaStore(stopped, out, nil, dray.MetaExportOptions{}); dray.KindOf(err) != dray.KindInterrupted {
+			t.Errorf("export: got %v", err)
+		}
+		if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+			t.Errorf("export left %v, %v", left, err)
+		}
+		if _, err := client.ExportMetaStore(t.Context(), out, nil, dray.MetaExportOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		to := newClientFor(t, layout)
+		_, err := to.ImportMetaStore(stopped, out, dray.MetaImportOptions{Trust: true})
+		wantRefused(t, to, err, dray.KindInterrupted)
+	}
 }

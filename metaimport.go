@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -72,6 +73,9 @@ var ErrRefused = errors.New("not taken over, because it is not verified")
 // of theirs. The directory is only read. With [ErrRefused] the report is returned
 // too; what it says was taken over is in the store.
 func (c *Client) ImportMetaStore(ctx context.Context, workDir string, o MetaImportOptions) (done *MetaImport, err error) {
+	if workDir, err = filepath.Abs(workDir); err != nil { // evidence is read elsewhere
+		return nil, fmt.Errorf("import: %w", err)
+	}
 	w, err := metastore.Open(workDir, metastore.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)

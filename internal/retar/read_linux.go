@@ -30,10 +30,18 @@ func openat(dir int, name string, flags uint64) (*os.File, error) {
 		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
 			return nil, fmt.Errorf("%w: a mount, or changed meanwhile: %w", ErrTree, err)
 		case err != nil:
-			return nil, err
+			return nil, gone(err)
 		}
 		return os.NewFile(uintptr(fd), name), nil
 	}
+}
+
+// gone makes a name that was there a moment ago the tree's fault.
+func gone(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("it went away meanwhile: %w", ErrTree)
+	}
+	return err
 }
 
 // file writes the entry of a file and its content.

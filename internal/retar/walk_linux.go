@@ -25,6 +25,7 @@ const (
 
 const (
 	maxPathBytes = 4096 // PATH_MAX
+	namesAtOnce  = 1024
 	copyBufBytes = 128 << 10
 	textBytes    = 64 << 10 // XATTR_SIZE_MAX and XATTR_LIST_MAX
 )
@@ -128,20 +129,31 @@ func (w *walker) steps(dir int) ([]step, error) {
 	if err != nil {
 		return nil, err
 	}
-	entries, err := f.ReadDir(-1)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, err
-	}
-	steps := make([]step, 0, len(entries))
-	for _, e := range entries {
-		steps = append(steps, step{name: e.Name(), key: e.Name()})
-		if e.IsDir() {
+	var steps []step
+	for more := true; more && err == nil; {
+		var entries []os.DirEntry
+		entries, err = f.ReadDir(namesAtOnce)
+		more = err == nil
+		for _, e := range entries {
+			steps = append(steps, step{name: e.Name(), key: e.Name()})
+			if !e.IsDir() {
+				continue
+			}
 			key := e.Name() + "\x00" // right behind its entry
 			if w.form.order == byPath {
 				key = e.Name() + "/" // before what is below it, behind "NAME-x"
 			}
 			steps = append(steps, step{e.Name(), key, true})
 		}
+		if limit := w.o.MaxEntries; limit > 0 && w.entries+int64(len(steps)) > 2*limit { // a directory has two steps
+			err = fmt.Errorf("more than %d entries: %w", limit, ErrTree)
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(steps, func(a, b step) int { return strings.Compare(a.key, b.key) })
 	return steps, nil
@@ -161,7 +173,7 @@ func (w *walker) name(dir int, name, where string) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("%q: %w", where, err)
+		return fmt.Errorf("%q: %w", where, gone(err))
 	}
 	return w.entry(dir, name, where, &st)
 }
