@@ -193,7 +193,10 @@ func (p *Parallel) Read(b []byte) (int, error) {
 	defer p.pace.leave()
 	for {
 		if p.current != nil {
-			return p.take(b), nil
+			if n := p.take(b); n > 0 {
+				return n, nil
+			}
+			continue // an empty stretch
 		}
 		p.plan()
 		n, err := p.r.Read(b)
@@ -458,11 +461,11 @@ func (p *Parallel) take(b []byte) int {
 		r.sum = crc32.Update(r.sum, crc32.IEEETable, to)
 		n += len(part)
 	}
-	if len(s.wide) == 0 && s.sumPlain != 0 {
-		r.sum = combineCRC(r.sum, s.sumPlain, len(s.plain))
-		s.sumPlain = 0
-	}
 	if len(s.wide) == 0 {
+		if !s.joined {
+			r.sum = combineCRC(r.sum, s.sumPlain, len(s.plain))
+			s.joined = true
+		}
 		m := copy(b[n:], s.plain)
 		s.plain = s.plain[m:]
 		n += m

@@ -210,6 +210,24 @@ func (l *lender) Wanted() bool {
 
 func (l *lender) Give() { l.out-- }
 
+// Output whose sum is 0 is joined to the member's like any other, once.
+func TestTakeJoinsSums(t *testing.T) {
+	t.Parallel()
+	plain := []byte("\x9d\x0a\xd9\x6d")
+	if sum := crc32.ChecksumIEEE(plain); sum != 0 {
+		t.Fatalf("the sum is %#x", sum)
+	}
+	p := NewParallel(nil, ParallelOptions{})
+	p.r.sum = crc32.ChecksumIEEE([]byte("a"))
+	p.current = &speculation{plain: plain}
+	for range plain {
+		p.take(make([]byte, 1))
+	}
+	if want := crc32.ChecksumIEEE(append([]byte("a"), plain...)); p.r.sum != want {
+		t.Errorf("got %#x, want %#x", p.r.sum, want)
+	}
+}
+
 // A core that is wanted elsewhere is given back, and taken again later; none are kept
 // at the end, in the middle, or after an error.
 func TestParallelGivesCoresBack(t *testing.T) {

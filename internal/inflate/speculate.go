@@ -37,6 +37,7 @@ type speculation struct {
 	wide       []uint16 // output with an unknown window
 	plain      []byte   // output behind that
 	sumPlain   uint32   // CRC-32 of it
+	joined     bool     // which the member's has taken in
 	plainPos   int      // where plain output ends, while it decodes
 }
 
@@ -57,7 +58,7 @@ func newSpeculation(roomBytes int) *speculation {
 func (s *speculation) prepare(in []byte, offset int64, from, to int) {
 	s.in, s.offset, s.from, s.to = in, offset, from, to
 	s.target = 8 * (offset + int64(from))
-	s.start, s.wide, s.plain, s.sumPlain = -1, nil, nil, 0
+	s.start, s.wide, s.plain, s.sumPlain, s.joined = -1, nil, nil, 0, false
 	s.state.Store(specWaiting)
 	s.stopped.Store(false)
 	s.done = make(chan struct{})
