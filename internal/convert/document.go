@@ -70,13 +70,12 @@ func ociType(mediaType string) string {
 // layerType returns the media type of a layer of the form, in a manifest of
 // Docker's or OCI's.
 func (f *Form) layerType(docker bool) string {
-	zstd := f.Format == estargz.ZstdChunked || f.Format == estargz.ZstdChunkedContainerd
 	switch {
 	case f.Uncompressed && docker:
 		return oci.MediaTypeDockerLayer
 	case f.Uncompressed:
 		return oci.MediaTypeLayer
-	case zstd:
+	case f.zstd():
 		return oci.MediaTypeLayerZst
 	case docker:
 		return oci.MediaTypeDockerLayerGz

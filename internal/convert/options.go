@@ -97,22 +97,22 @@ func (f *Form) write(prioritized []string) estargz.Options {
 	}
 }
 
-// key is what a conversion is remembered by.
+// key is what a conversion is remembered by. What is the same by default and by
+// name has one key.
 func (f *Form) key(source oci.Digest, prioritized []string) string {
-	level := f.Level
+	form, level := *f, f.Level
 	switch {
 	case f.Uncompressed:
-		*f = Form{Uncompressed: true}
-		level = 0
-	case level == 0 && (f.Format == estargz.ZstdChunked || f.Format == estargz.ZstdChunkedContainerd):
+		form, level = Form{Uncompressed: true}, 0
+	case level == 0 && f.zstd():
 		level = estargz.DefaultZstdLevel
 	case level == 0:
 		level = estargz.DefaultGzipLevel
 	}
 	text, err := json.Marshal(map[string]any{
-		"version": writerVersion, "source": source, "uncompressed": f.Uncompressed, "format": f.Format.String(), "level": level,
-		"chunkSize": cmp.Or(f.ChunkSize, estargz.DefaultChunkSize), "minChunkSize": f.MinChunkSize,
-		"keepDiffID": f.KeepDiffID, "prioritized": prioritized,
+		"version": writerVersion, "source": source, "uncompressed": form.Uncompressed, "format": form.Format.String(), "level": level,
+		"chunkSize": cmp.Or(form.ChunkSize, estargz.DefaultChunkSize), "minChunkSize": form.MinChunkSize,
+		"keepDiffID": form.KeepDiffID, "prioritized": prioritized,
 	})
 	if err != nil {
 		panic("convert: internal error: " + err.Error())
