@@ -115,7 +115,7 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 	}
 	h.report = &Report{
 		Schema: SchemaVersion, Begun: time.Now().UTC().Truncate(time.Second), Seed: o.Seed, Rivals: o.Rivals,
-		Images: h.images, Faults: o.Faults, Machine: describeMachine(dir),
+		Images: h.images, Faults: o.Faults, Machine: describeMachine(dir), Runs: []Run{},
 	}
 	h.report.Machine.DropCaches, h.report.Machine.Program = o.DropCaches, o.Program
 	h.notes()
