@@ -19,6 +19,11 @@ func edit(raw []byte, fields map[string]any) ([]byte, error) {
 		return nil, fmt.Errorf("edit document: %w: %w", oci.ErrManifest, err)
 	}
 	for name, value := range fields {
+		for other := range object { // which Go's decoder, and not every other, takes for name
+			if other != name && strings.EqualFold(other, name) {
+				delete(object, other)
+			}
+		}
 		if value == nil {
 			delete(object, name)
 			continue

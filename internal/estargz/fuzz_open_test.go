@@ -12,8 +12,12 @@ import (
 func seedBlobs(f *testing.F) (blobs [][]byte, hints []Hints) {
 	f.Helper()
 	src := makeTar(f, []file{
-		{name: "d/", typ: '5'}, {name: "d/a", typ: '0', body: []byte("content of a")}, {name: "d/empty", typ: '0'},
-		{name: "d/b", typ: '0', body: bytes.Repeat([]byte("b"), 3000)}, {name: "l", typ: '2', link: "d/a"}, {name: "h", typ: '1', link: "d/b"},
+		{name: "d/", typ: '5'},
+		{name: "d/a", typ: '0', body: []byte("content of a")},
+		{name: "d/empty", typ: '0'},
+		{name: "d/b", typ: '0', body: bytes.Repeat([]byte("b"), 3000)},
+		{name: "l", typ: '2', link: "d/a"},
+		{name: "h", typ: '1', link: "d/b"},
 	})
 	for _, o := range []Options{
 		{ChunkSize: 1000},

@@ -285,6 +285,47 @@ func TestRefusesOtherBytes(t *testing.T) {
 	}
 }
 
+// A part of a blob is what was asked for, or an error, whatever the registry says
+// of ranges. (What bytes it sends is for the digests of chunks to tell.)
+func TestPartsOfBlobs(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		fault testkit.Fault
+		works bool
+	}{
+		{"no ranges", testkit.NoRanges("/blobs/"), true},
+		{"another range", testkit.ContentRange("/blobs/", "bytes 0-99/11776"), true},
+		{"another size", testkit.ContentRange("/blobs/", "bytes 600-699/700"), false},
+		{"no length", testkit.NoLength("/blobs/"), true},
+		{"cut once", testkit.Cut("/blobs/", 5).Times(1), true},
+		{"gone", testkit.Status("/blobs/", 404), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			built := testkit.Image(t).Layer(testkit.Random("a", 10_000, 1)).Plain().Write(testkit.LayoutAt(t, dir), "v1")
+			want, err := os.ReadFile(filepath.Join(dir, "blobs/sha256", built.Layers[0].Digest.Hex()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := testkit.Registry(t, dir, test.fault)
+			r, err := Open(t.Context(), parse(t, server.URL+"/a:v1"), options(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, 100)
+			n, err := r.BlobAt(t.Context(), built.Layers[0]).ReadAt(got, 600)
+			if test.works && (err != nil || !bytes.Equal(got, want[600:700])) {
+				t.Errorf("ReadAt = %d, %v", n, err)
+			}
+			if !test.works && err == nil {
+				t.Error("ReadAt succeeded")
+			}
+		})
+	}
+}
+
 func TestTargets(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
