@@ -92,7 +92,8 @@ func (c *Content) putFile(at string, e entry) error {
 	return errors.Join(err, to.Close())
 }
 
-// WriteFile writes the seed as an archive.
+// WriteFile writes the seed as an archive. Files of layers are removed when they are
+// in it, so that there is room for them once.
 func (c *Content) WriteFile(ctx context.Context, to *os.File, form Form) error {
 	entries, err := c.entries()
 	if err != nil {
@@ -170,7 +171,8 @@ func (c *Content) writeIndex(to io.Writer, entries []entry, offsets []int64, con
 	return indexBytes, errors.Join(err, w.Flush())
 }
 
-// copyContent writes what is in an entry, which must not have changed its size.
+// copyContent writes what is in an entry, which must not have changed its size, and
+// removes the file that it was in.
 func copyContent(to *os.File, e entry) error {
 	if e.path == "" {
 		_, err := to.Write(e.content)
@@ -185,7 +187,8 @@ func copyContent(to *os.File, e entry) error {
 	if err == nil && n != e.size {
 		err = io.ErrUnexpectedEOF
 	}
-	return err
+	// What has not reached the disk yet need not any more.
+	return errors.Join(err, os.Remove(e.path))
 }
 
 func fileSize(path string) (int64, error) {
