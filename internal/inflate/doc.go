@@ -14,6 +14,10 @@
 // the careful code decodes symbol by symbol, bit-exactly, at the edges, and
 // is the reference for the fast loop.
 //
+// A [Parallel] decodes one stream on several cores: a stretch is a part of it that a
+// helper decodes from the first block found in a segment of the input, without
+// knowing the window; the reader resolves it when it comes to that block.
+//
 // # What is verified
 //
 // Each member's CRC-32 and size, and the header's CRC-16 where there is one.
@@ -24,9 +28,11 @@
 // # Memory
 //
 // A reader takes its buffers from a pool when it is first read and gives them
-// back in Close, [StateBytes] in all, whatever the stream says.
+// back in Close, [StateBytes] in all, whatever the stream says. Each helper of a
+// Parallel takes [HelperBytes] besides, for as long as it has a core.
 //
 // # Concurrency
 //
-// A reader belongs to one goroutine at a time.
+// A reader belongs to one goroutine at a time. Helpers live until Close, which waits
+// for them.
 package inflate
