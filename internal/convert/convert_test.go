@@ -4,14 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	oracle "github.com/containerd/stargz-snapshotter/estargz"
@@ -21,15 +17,14 @@ import (
 
 	"dray/internal/estargz"
 	"dray/internal/oci"
-	"dray/internal/ocidir"
 	"dray/internal/record"
 	"dray/internal/registry"
 	"dray/internal/repo"
-	"dray/internal/stream"
 	"dray/internal/testkit"
 )
 
 // text returns n compressible bytes that differ with seed.
+
 func text(seed uint64, n int) string {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	b := make([]byte, 0, n+16)
@@ -40,7 +35,9 @@ func text(seed uint64, n int) string {
 }
 
 // app is an image with a bit of everything: three compressions, a shadowed file, a
+
 // whiteout.
+
 func app(tb testing.TB) *testkit.Builder {
 	tb.Helper()
 	return testkit.Image(tb).
@@ -54,6 +51,7 @@ func app(tb testing.TB) *testkit.Builder {
 }
 
 // place is a layout directory as a repository.
+
 func place(tb testing.TB, dir, tag string, write bool) *repo.Repository {
 	tb.Helper()
 	ref := oci.Reference{Transport: oci.LayoutDir, Path: dir, Tag: tag}
@@ -70,6 +68,7 @@ func place(tb testing.TB, dir, tag string, write bool) *repo.Repository {
 }
 
 // remote is an image in a registry as a repository.
+
 func remote(tb testing.TB, ref string) *repo.Repository {
 	tb.Helper()
 	c, err := registry.NewClient(registry.Options{AuthFiles: []string{}, Retry: registry.Retry{Count: 2, Base: 1, Max: 1}})
@@ -124,7 +123,9 @@ func load(tb testing.TB, r *repo.Repository, digest oci.Digest) checked {
 }
 
 // checkLayers verifies every layer: that it is seekable, that its TOC is its tar,
+
 // and that its diffID is the config's.
+
 func checkLayers(tb testing.TB, r *repo.Repository, c checked, format estargz.Format, tocs map[oci.Digest][]byte) []*estargz.Reader {
 	tb.Helper()
 	readers := make([]*estargz.Reader, 0, len(c.manifest.Layers))
@@ -158,6 +159,7 @@ func checkLayers(tb testing.TB, r *repo.Repository, c checked, format estargz.Fo
 }
 
 // checkOracle has containerd's library open and verify every layer.
+
 func checkOracle(t *testing.T, r *repo.Repository, c checked, tocs map[oci.Digest][]byte) {
 	t.Helper()
 	for i, d := range c.manifest.Layers {
@@ -247,6 +249,7 @@ func TestConvertForms(t *testing.T) {
 }
 
 // externalTOCs returns the TOCs beside the target by layer, nil without.
+
 func externalTOCs(t *testing.T, target *repo.Repository, result *Result) map[oci.Digest][]byte {
 	t.Helper()
 	if result.ExternalTOC == nil {
@@ -289,6 +292,7 @@ func TestUncompress(t *testing.T) {
 }
 
 // The same input and options give the same bytes, whatever the machine.
+
 func TestDeterministic(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -358,407 +362,9 @@ func TestOrder(t *testing.T) {
 }
 
 // multi writes an index: two platforms, one of them in a nested index, an
+
 // attestation, an artifact, and one that refers to it.
-func multi(t *testing.T, layout *ocidir.Layout) (amd, arm, attestation, artifact oci.Descriptor) {
-	t.Helper()
-	image := func(arch string, seed uint64) oci.Descriptor {
-		return testkit.Image(t).Platform(oci.Platform{OS: "linux", Architecture: arch}).
-			Layer(testkit.File("common", text(9, 20_000))).Layer(testkit.File("arch", text(seed, 20_000))).Write(layout, "").Manifest
-	}
-	amd, arm = image("amd64", 1), image("arm64", 2)
-	attestation = testkit.Attestation(t, layout, amd)
-	artifact = testkit.Artifact(t, layout, "", "application/x-sbom", nil, "sbom")
-	testkit.Artifact(t, layout, "", "application/x-signature", &artifact, "signature of the sbom")
-	testkit.Artifact(t, layout, "", "application/x-signature", &amd, "signature of the image")
-	nested := testkit.Index(t, layout, "", arm)
-	index := oci.Index{
-		SchemaVersion: 2, MediaType: oci.MediaTypeIndex, Annotations: map[string]string{"kept": "yes"},
-		Manifests: []oci.Descriptor{amd, attestation, {MediaType: nested.MediaType, Digest: nested.Digest, Size: nested.Size}, artifact},
-	}
-	raw, err := json.Marshal(index)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw = bytes.Replace(raw, []byte(`{`), []byte(`{"unknown":{"field":1},`), 1)
-	testkit.PutRaw(t, layout, "v1", oci.MediaTypeIndex, raw)
-	return amd, arm, attestation, artifact
-}
-
-func rootIndex(t *testing.T, r *repo.Repository) (*oci.Index, string) {
-	t.Helper()
-	_, raw, err := r.Root(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	document, err := oci.DecodeDocument(raw, "")
-	if err != nil || document.Index == nil {
-		t.Fatalf("no index: %v", err)
-	}
-	return document.Index, string(raw)
-}
-
-func TestIndexes(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	amd, arm, attestation, artifact := multi(t, testkit.LayoutAt(t, dir))
-	t.Run("all platforms", func(t *testing.T) {
-		t.Parallel()
-		target := place(t, t.TempDir(), "v1", true)
-		result := mustRun(t, place(t, dir, "v1", false), target, Options{AllPlatforms: true})
-		index, raw := rootIndex(t, target)
-		if len(index.Manifests) != 4 || index.Annotations["kept"] != "yes" || !strings.Contains(raw, `"unknown":{"field":1}`) {
-			t.Fatalf("index is %s", raw)
-		}
-		if len(result.Images) != 2 || len(result.Kept) != 2 || result.Dropped != nil {
-			t.Errorf("result is %+v", result)
-		}
-		converted := index.Manifests[0]
-		if converted.Digest == amd.Digest || converted.Platform.Architecture != "amd64" {
-			t.Errorf("the first is %+v", converted)
-		}
-		checkLayers(t, target, load(t, target, converted.Digest), estargz.EStargz, nil)
-		if got := index.Manifests[1]; got.Digest != attestation.Digest || got.Annotations[annotationReferenceDigest] != string(converted.Digest) {
-			t.Errorf("the attestation is %+v", got)
-		}
-		_, raw2, err := target.Resolve(t.Context(), "", index.Manifests[2].Digest)
-		if err != nil {
-			t.Fatal(err)
-		}
-		nested, err := oci.DecodeDocument(raw2, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		checkLayers(t, target, load(t, target, nested.Index.Manifests[0].Digest), estargz.EStargz, nil)
-		if index.Manifests[3].Digest != artifact.Digest {
-			t.Errorf("the artifact is %+v", index.Manifests[3])
-		}
-		list, err := target.Referrers(t.Context(), artifact.Digest, "")
-		if err != nil || len(list) != 1 {
-			t.Errorf("the artifact has the referrers %v, %v", list, err)
-		}
-		if len(result.LeftBehind) != 1 || result.LeftBehind[0].ArtifactType != "application/x-signature" {
-			t.Errorf("left behind: %v", result.LeftBehind)
-		}
-		// What both images have is one job.
-		if a, b := result.Images[0].Layers[0], result.Images[1].Layers[0]; a.Target != b.Target || a.Target == "" {
-			t.Errorf("the common layer is %+v and %+v", a, b)
-		}
-	})
-	for _, test := range []struct {
-		name      string
-		platforms []oci.Platform
-		kept      []oci.Digest // of the source
-		dropped   int
-	}{
-		{"one platform", []oci.Platform{{OS: "linux", Architecture: "amd64"}}, []oci.Digest{amd.Digest, attestation.Digest, artifact.Digest}, 2},
-		{"the nested one", []oci.Platform{{OS: "linux", Architecture: "arm64"}}, []oci.Digest{arm.Digest, artifact.Digest}, 2},
-		{"both", []oci.Platform{{OS: "linux", Architecture: "arm64"}, {OS: "linux", Architecture: "amd64"}}, []oci.Digest{amd.Digest, attestation.Digest, arm.Digest, artifact.Digest}, 0},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			target := place(t, t.TempDir(), "v1", true)
-			result := mustRun(t, place(t, dir, "v1", false), target, Options{Platforms: test.platforms})
-			var got []oci.Digest
-			for _, i := range result.Images {
-				got = append(got, i.Source)
-			}
-			for _, d := range result.Kept {
-				got = append(got, d.Digest)
-			}
-			slices.Sort(got)
-			slices.Sort(test.kept)
-			if !slices.Equal(got, test.kept) || len(result.Dropped) != test.dropped {
-				t.Errorf("kept %v, dropped %d; want %v, %d", got, len(result.Dropped), test.kept, test.dropped)
-			}
-			index, _ := rootIndex(t, target)
-			for _, d := range index.Manifests {
-				if _, _, err := target.Resolve(t.Context(), "", d.Digest); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	t.Run("none", func(t *testing.T) {
-		t.Parallel()
-		target := place(t, t.TempDir(), "v1", true)
-		_, err := Run(t.Context(), place(t, dir, "v1", false), target, Options{Platforms: []oci.Platform{{OS: "plan9", Architecture: "mips"}}})
-		if !errors.Is(err, oci.ErrPlatform) || !strings.Contains(err.Error(), "plan9/mips") {
-			t.Errorf("Run = %v", err)
-		}
-	})
-}
-
-func TestMemory(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	layout := testkit.LayoutAt(t, dir)
-	app(t).Write(layout, "v1")
-	app(t).Layer(testkit.File("more", text(7, 9000))).Write(layout, "v2")
-	server := testkit.Registry(t, t.TempDir())
-	at := filepath.Join(t.TempDir(), "memory")
-	memory, err := OpenMemory(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := Options{Memory: memory}
-	run := func(tag, name string) *Result {
-		return mustRun(t, place(t, dir, tag, false), remote(t, server.URL+"/"+name), o)
-	}
-	first := run("v1", "app:v1")
-	if got := hows(first); !slices.Equal(got, []How{Converted, Converted, Converted}) {
-		t.Errorf("first: %v", got)
-	}
-	dry := o
-	dry.DryRun = true
-	if got := hows(mustRun(t, place(t, dir, "v2", false), nil, dry)); !slices.Equal(got, []How{Remembered, Remembered, Remembered, Converted}) {
-		t.Errorf("dry run: %v", got)
-	}
-	if got := hows(run("v2", "app:v2")); !slices.Equal(got, []How{Remembered, Remembered, Remembered, Converted}) {
-		t.Errorf("the next of the family: %v", got)
-	}
-	again := run("v1", "app:again")
-	if got := hows(again); !slices.Equal(got, []How{Remembered, Remembered, Remembered}) || again.Target.Digest != first.Target.Digest {
-		t.Errorf("again: %v, %s instead of %s", got, again.Target.Digest, first.Target.Digest)
-	}
-	other := run("v1", "elsewhere/app:v1")
-	if other.Target.Digest != first.Target.Digest {
-		t.Errorf("in another repository: %s instead of %s", other.Target.Digest, first.Target.Digest)
-	}
-	zstd := o
-	zstd.Format = estargz.ZstdChunked
-	if got := hows(mustRun(t, place(t, dir, "v1", false), remote(t, server.URL+"/app:z"), zstd)); slices.Contains(got, Remembered) {
-		t.Errorf("with other options: %v", got)
-	}
-
-	// What the memory says is believed only if the target has it.
-	files, err := filepath.Glob(filepath.Join(at, "*.json"))
-	if err != nil || len(files) != 7 {
-		t.Fatalf("memory has %d files, %v", len(files), err)
-	}
-	for i, f := range files {
-		raw, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		switch i % 3 {
-		case 0:
-			raw = raw[:len(raw)/2]
-		case 1:
-			raw = bytes.ReplaceAll(raw, []byte(`"size":`), []byte(`"size":1`))
-		case 2:
-			raw = bytes.ReplaceAll(raw, []byte(`"digest":"sha256:`), []byte(`"digest":"sha256:0123`))
-		}
-		if err := os.WriteFile(f, raw, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	damaged := run("v1", "app:v1")
-	if got := hows(damaged); slices.Contains(got, Remembered) || damaged.Target.Digest != first.Target.Digest {
-		t.Errorf("with a damaged memory: %v, %s", got, damaged.Target.Digest)
-	}
-}
-
-func TestReuse(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	app(t).Write(testkit.LayoutAt(t, dir), "v1")
-	seekable := t.TempDir()
-	first := mustRun(t, place(t, dir, "v1", false), place(t, seekable, "esgz", true), Options{})
-	again := mustRun(t, place(t, seekable, "esgz", false), place(t, t.TempDir(), "again", true), Options{Reuse: true})
-	if got := hows(again); !slices.Equal(got, []How{Reused, Reused, Reused}) || again.Target.Digest != first.Target.Digest {
-		t.Errorf("reused: %v, %s", got, again.Target.Digest)
-	}
-	order := func(context.Context, oci.Descriptor) ([]record.Entry, error) { return entries("data/big"), nil }
-	some := place(t, t.TempDir(), "some", true)
-	if got := hows(mustRun(t, place(t, seekable, "esgz", false), some, Options{Reuse: true, Order: order})); !slices.Equal(got, []How{Reused, Reused, Converted}) {
-		t.Errorf("with a record: %v", got)
-	}
-	checkLayers(t, some, load(t, some, ""), estargz.EStargz, nil)
-	if got := hows(mustRun(t, place(t, seekable, "esgz", false), place(t, t.TempDir(), "z", true), Options{Reuse: true, Form: Form{Format: estargz.ZstdChunked}})); slices.Contains(got, Reused) {
-		t.Errorf("in another format: %v", got)
-	}
-	if got := hows(mustRun(t, place(t, seekable, "esgz", false), nil, Options{Reuse: true, DryRun: true})); !slices.Equal(got, []How{Reused, Reused, Reused}) {
-		t.Errorf("dry run: %v", got)
-	}
-}
-
-func TestForeignLayersStay(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	built := testkit.Image(t).Layer(testkit.File("a", "a")).
-		Layer(testkit.File("windows", "base")).MediaType(oci.MediaTypeDockerForeign).URLs("https://example.com/base").Absent().
-		Docker().Write(testkit.LayoutAt(t, dir), "v1")
-	target := place(t, t.TempDir(), "v1", true)
-	result := mustRun(t, place(t, dir, "v1", false), target, Options{})
-	if got := hows(result); !slices.Equal(got, []How{Converted, Kept}) {
-		t.Errorf("layers are %v", got)
-	}
-	if diff := cmp.Diff(load(t, target, "").manifest.Layers[1], built.Layers[1]); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestBadInput(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	layout := testkit.LayoutAt(t, dir)
-	small := func() *testkit.Builder { return testkit.Image(t).Layer(testkit.File("a", text(1, 100_000))) }
-	small().Docker().Write(layout, "docker")
-	small().MediaType(oci.MediaTypeLayerGz+"+encrypted").Write(layout, "encrypted")
-	small().Config(func(i *oci.Image) { i.RootFS.DiffIDs[0] = oci.DiffID(oci.DigestBytes([]byte("other"))) }).Write(layout, "lying")
-	small().Config(func(i *oci.Image) { i.RootFS.DiffIDs = nil }).Write(layout, "no-ids")
-	small().Damage(func(b []byte) []byte { b[len(b)/2] ^= 1; return b }).Write(layout, "damaged")
-	testkit.Image(t).Layer(testkit.File("a", "gone")).Absent().Write(layout, "absent")
-	small().Write(layout, "good")
-	testkit.Image(t).Layer(testkit.File("\xff", "no UTF-8")).Write(layout, "bytes")
-	testkit.Image(t).Layer(testkit.File("../up", "climbs")).Write(layout, "climbs")
-	testkit.Artifact(t, layout, "artifact", "application/x-thing", nil, "x")
-	for _, test := range []struct {
-		tag  string
-		o    Options
-		want error
-		text string
-	}{
-		{"docker", Options{Form: Form{Format: estargz.ZstdChunked}}, ErrUnsupported, "add --oci"},
-		{"encrypted", Options{}, ErrUnsupported, "layer 0 is encrypted"},
-		{"lying", Options{}, stream.ErrMismatch, "verify layer"},
-		{"lying", Options{Form: Form{Uncompressed: true}}, stream.ErrMismatch, "verify layer"},
-		{"no-ids", Options{}, oci.ErrManifest, "0 diff_ids for 1 layers"},
-		{"damaged", Options{}, nil, "layer sha256:"},
-		{"absent", Options{}, ocidir.ErrNotFound, "layer sha256:"},
-		{"bytes", Options{}, estargz.ErrUnsupported, "UTF-8"},
-		{"climbs", Options{}, estargz.ErrFormat, "../up"},
-		{"artifact", Options{}, ErrUnsupported, "application/x-thing"},
-		{"good", Options{Form: Form{Level: 10}}, nil, "level 10"},
-		{"good", Options{Form: Form{KeepDiffID: true}}, ErrOptions, "external"},
-		{"good", Options{Reuse: true, Form: Form{Format: estargz.EStargzExternal}}, ErrOptions, "not reused"},
-		{"good", Options{Platforms: []oci.Platform{{OS: "plan9", Architecture: "386"}}}, oci.ErrPlatform, "linux/"},
-		{"nothing", Options{}, ocidir.ErrNotFound, "nothing"},
-	} {
-		t.Run(test.tag+" "+test.text, func(t *testing.T) {
-			t.Parallel()
-			to, temp := t.TempDir(), t.TempDir()
-			target := place(t, to, "v1", true)
-			test.o.Host, test.o.TempDir = host(), temp
-			_, err := Run(t.Context(), place(t, dir, test.tag, false), target, test.o)
-			if err == nil || test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
-				t.Errorf("Run = %v, want %v with %q", err, test.want, test.text)
-			}
-			checkNothingLeft(t, target, to, temp)
-		})
-	}
-}
-
-func checkNothingLeft(t *testing.T, target *repo.Repository, dir, temp string) {
-	t.Helper()
-	if tags, err := target.Tags(t.Context()); err != nil || len(tags) > 0 {
-		t.Errorf("tags are %q, %v", tags, err)
-	}
-	if left, _ := filepath.Glob(filepath.Join(temp, "*")); len(left) > 0 {
-		t.Errorf("temporary files are left: %q", left)
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
-		t.Errorf("staged files are left: %q", left)
-	}
-}
 
 // A conversion that is interrupted, at any request, leaves no tag.
-func TestInterrupted(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	app(t).Write(testkit.LayoutAt(t, dir), "v1")
-	for at := range 12 {
-		to, temp := t.TempDir(), t.TempDir()
-		target := place(t, to, "v1", true)
-		ctx, cancel := context.WithCancel(t.Context())
-		seen := 0
-		_, err := Run(ctx, place(t, dir, "v1", false), target, Options{Host: host(), TempDir: temp, Jobs: 1, Globs: []string{"data/*"}, Progress: func(Event) {
-			if seen++; seen == at {
-				cancel()
-			}
-		}})
-		if at == 0 {
-			cancel()
-		}
-		if err == nil {
-			break // all of it was done before
-		}
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("after %d events: %v", at, err)
-		}
-		checkNothingLeft(t, target, to, temp)
-	}
-}
-
-func TestRefusedPush(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	app(t).Write(testkit.LayoutAt(t, dir), "v1")
-	server := testkit.Registry(t, t.TempDir(), testkit.Status("POST ", 403))
-	_, err := Run(t.Context(), place(t, dir, "v1", false), remote(t, server.URL+"/a:v1"), Options{Host: host()})
-	if !errors.Is(err, registry.ErrDenied) {
-		t.Errorf("Run = %v, want %v", err, registry.ErrDenied)
-	}
-}
 
 // An upload that breaks is made again, with the same bytes.
-func TestBrokenUpload(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	app(t).Write(testkit.LayoutAt(t, dir), "v1")
-	want := mustRun(t, place(t, dir, "v1", false), place(t, t.TempDir(), "v1", true), Options{}).Target.Digest
-	server := testkit.Registry(t, t.TempDir(), testkit.Status("PATCH ", 503).Times(2))
-	target := remote(t, server.URL+"/a:v1")
-	if got := mustRun(t, place(t, dir, "v1", false), target, Options{}).Target.Digest; got != want {
-		t.Errorf("the target is %s, want %s", got, want)
-	}
-	checkLayers(t, target, load(t, target, ""), estargz.EStargz, nil)
-}
-
-func TestSourceMoves(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	layout := testkit.LayoutAt(t, dir)
-	built := app(t).Write(layout, "v1")
-	moved := false
-	result := mustRun(t, place(t, dir, "v1", false), place(t, t.TempDir(), "v1", true), Options{Progress: func(Event) {
-		if !moved {
-			moved = true
-			testkit.Image(t).Layer(testkit.File("new", "new")).Write(layout, "v1")
-		}
-	}})
-	if result.Source.Digest != built.Manifest.Digest || len(result.Images[0].Layers) != 3 {
-		t.Errorf("converted %s", result.Source.Digest)
-	}
-	if len(result.Notes) != 1 || !strings.Contains(result.Notes[0], string(built.Manifest.Digest)) {
-		t.Errorf("notes are %q", result.Notes)
-	}
-}
-
-func TestRegistries(t *testing.T) {
-	t.Parallel()
-	for name, host := range map[string]string{
-		"dray's":   testkit.Registry(t, t.TempDir()).Host,
-		"docker's": testkit.DockerRegistry(t),
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			multi(t, testkit.LayoutAt(t, dir))
-			source := remote(t, "http://"+host+"/source:v1")
-			if _, err := Copy(t.Context(), place(t, dir, "v1", false), source, CopyOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			target := remote(t, "http://"+host+"/target:v1")
-			mustRun(t, source, target, Options{AllPlatforms: true, Form: Form{Format: estargz.EStargzExternal, KeepDiffID: true}})
-			index, _ := rootIndex(t, target)
-			_, raw, err := target.Resolve(t.Context(), "v1-esgztoc", "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Contains(raw, []byte(load(t, target, index.Manifests[0].Digest).manifest.Layers[0].Digest)) {
-				t.Errorf("the image of TOCs is %s", raw)
-			}
-		})
-	}
-}
