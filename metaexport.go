@@ -246,7 +246,9 @@ func (c *Client) exportLayer(ctx context.Context, id oci.DiffID, dir *os.File) (
 		return false, err
 	}
 	defer func() { _ = root.Close() }()
-	copied := retar.Open(ctx, root, retar.Exact(), retar.Options{UserXattrs: l.Whiteouts == store.WhiteoutsUser})
+	copied := retar.Open(ctx, root, retar.Exact(), retar.Options{
+		UserXattrs: l.Whiteouts == store.WhiteoutsUser, MaxEntries: c.options.MaxEntries, MaxBytes: c.options.MaxLayerBytes,
+	})
 	const blockBytes = 128 << 10
 	opaque, err = c.unpackTo(ctx, dir, stream.NewSlicer(copied, blockBytes))
 	if err := errors.Join(err, copied.Close()); err != nil {

@@ -196,13 +196,7 @@ func (i *importer) layer(ctx context.Context, l *metastore.Layer, report *MetaIm
 		return nil, err
 	}
 	defer func() { _ = root.Close() }()
-	limits := retar.Options{MaxEntries: layer.DefaultMaxEntries, MaxBytes: layer.DefaultMaxBytes}
-	if i.client.options.MaxEntries > 0 {
-		limits.MaxEntries = i.client.options.MaxEntries
-	}
-	if i.client.options.MaxLayerBytes > 0 {
-		limits.MaxBytes = i.client.options.MaxLayerBytes
-	}
+	limits := retar.Options{MaxEntries: i.client.options.MaxEntries, MaxBytes: i.client.options.MaxLayerBytes}
 	form, _, err := retar.Find(ctx, root, l.DiffID, limits)
 	if errors.Is(err, retar.ErrUnknown) && i.options.Trust {
 		report.Result = importTrusted

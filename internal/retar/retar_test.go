@@ -408,6 +408,24 @@ func TestBadTrees(t *testing.T) {
 	}
 }
 
+// A file that is one huge hole is refused before it is read as zeros.
+func TestFindHugeHole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "hole"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 8 << 40 // most that a file system takes
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = retar.Find(t.Context(), open(t, dir), oci.DiffID(oci.DigestBytes(nil)), retar.Options{})
+	if !errors.Is(err, retar.ErrTree) || !strings.Contains(err.Error(), "more than 1099511627776 bytes") {
+		t.Errorf("got %v, want ErrTree", err)
+	}
+}
+
 func TestMountInside(t *testing.T) { //nolint:paralleltest // mounts
 	testkit.Need(t, testkit.Root())
 	dir := t.TempDir()

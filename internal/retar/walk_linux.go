@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"dray/internal/layer"
 )
 
 // Names of whiteouts (image-spec, layer.md, "Whiteouts"), and of the attributes
@@ -34,8 +36,8 @@ const (
 // trusted attributes.
 type Options struct {
 	UserXattrs bool  // whiteouts and opaque directories are marked by user.overlay.* attributes
-	MaxEntries int64 // 0: no limit
-	MaxBytes   int64 // of the tar; 0: no limit
+	MaxEntries int64 // 0: [layer.DefaultMaxEntries]
+	MaxBytes   int64 // of the tar; 0: [layer.DefaultMaxBytes]
 }
 
 // write writes the tree below root as a tar of form f. It reads whatever it finds
@@ -45,6 +47,12 @@ func (f Form) write(ctx context.Context, root *os.File, out io.Writer, o Options
 	w := &walker{ctx: ctx, form: f, out: out, o: o, links: map[inode]string{}, overlay: "trusted."}
 	if o.UserXattrs {
 		w.overlay = "user."
+	}
+	if o.MaxEntries <= 0 {
+		w.o.MaxEntries = layer.DefaultMaxEntries
+	}
+	if o.MaxBytes <= 0 {
+		w.o.MaxBytes = layer.DefaultMaxBytes
 	}
 	if err := w.tree(int(root.Fd())); err != nil {
 		return false, fmt.Errorf("make tar of %s: %w", root.Name(), err)
@@ -145,7 +153,7 @@ func (w *walker) steps(dir int) ([]step, error) {
 			}
 			steps = append(steps, step{e.Name(), key, true})
 		}
-		if limit := w.o.MaxEntries; limit > 0 && w.entries+int64(len(steps)) > 2*limit { // a directory has two steps
+		if limit := w.o.MaxEntries; w.entries+int64(len(steps)) > 2*limit { // a directory has two steps
 			err = fmt.Errorf("more than %d entries: %w", limit, ErrTree)
 		}
 	}
@@ -180,7 +188,7 @@ func (w *walker) name(dir int, name, where string) error {
 
 // entry writes the entry of what st is the status of.
 func (w *walker) entry(dir int, name, where string, st *unix.Stat_t) error {
-	if w.entries++; w.o.MaxEntries > 0 && w.entries > w.o.MaxEntries {
+	if w.entries++; w.entries > w.o.MaxEntries {
 		return fmt.Errorf("more than %d entries: %w", w.o.MaxEntries, ErrTree)
 	}
 	kind, err := w.kind(dir, name, st)
@@ -274,18 +282,32 @@ func (w *walker) opaque(dir int, name, where string, st *unix.Stat_t) error {
 	})
 }
 
+// header writes what precedes an entry's content, if that is not too much: a file of
+// nothing but holes has any size.
 func (w *walker) header(n *node) error {
 	raw, err := w.form.header(n)
 	if err != nil {
 		return err
 	}
+	if err := w.room(n.stored()); err != nil {
+		return fmt.Errorf("%q: %w", n.path, err)
+	}
 	return w.write(raw)
 }
 
-func (w *walker) write(p []byte) error {
-	if w.bytes += int64(len(p)); w.o.MaxBytes > 0 && w.bytes > w.o.MaxBytes {
+// room tells whether so many bytes more are not too many.
+func (w *walker) room(size int64) error {
+	if size > w.o.MaxBytes-w.bytes {
 		return fmt.Errorf("the tar has more than %d bytes: %w", w.o.MaxBytes, ErrTree)
 	}
+	return nil
+}
+
+func (w *walker) write(p []byte) error {
+	if err := w.room(int64(len(p))); err != nil {
+		return err
+	}
+	w.bytes += int64(len(p))
 	_, err := w.out.Write(p)
 	return err
 }
