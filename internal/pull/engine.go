@@ -253,7 +253,12 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		w := &watcher{report: func(s State, fetched int64) { reports.deliver(e.event(r, found, position, s, fetched)) }}
 		f, shared := e.board(ctx, j, w)
 		group.Go(func() error { // bounded by MaxLayers; the engine's slots bound the work
-			if err := e.wait(ctx, f, w); err != nil {
+			err := e.wait(ctx, f, w)
+			for err != nil && f.offline && !j.offline && ctx.Err() == nil {
+				f, shared = e.board(ctx, j, w) // that one might not ask the source; ours may
+				err = e.wait(ctx, f, w)
+			}
+			if err != nil {
 				return err
 			}
 			mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"dray/internal/metastore"
 	"dray/internal/oci"
 	"dray/internal/store"
+	"dray/internal/stream"
 )
 
 // Names in a seed beside those of a store.
@@ -192,14 +193,23 @@ func (s *Seed) images() ([]*store.Image, error) {
 }
 
 // Name returns the digest of the manifest that a reference has in the seed: what
-// the seed says, which no digest proves.
+// the seed says, which no digest proves. It is believed if only root and this user can
+// write it.
 func (s *Seed) Name(reference string) (oci.Digest, bool) {
 	from, err := s.files()
 	if err != nil {
 		return "", false
 	}
 	path := filepath.Join("refs", oci.DigestBytes([]byte(reference)).Hex()+".json")
-	raw, err := readFile(from, path, maxDocumentBytes)
+	p, err := from.open(path)
+	if err != nil {
+		return "", false
+	}
+	defer func() { _ = p.Close() }()
+	if hold, _ := s.machine.judge(p.File); hold == Loose && !s.trusted {
+		return "", false
+	}
+	raw, err := stream.ReadAll(p.reader(), maxDocumentBytes)
 	if err != nil {
 		return "", false
 	}
@@ -305,13 +315,9 @@ func (s *Set) Broken() []error {
 	return s.broken
 }
 
-// Name returns what a reference names in the first seed that knows it and whose
-// names are believed: those of seeds that only root or this user can write.
+// Name returns what a reference names in the first seed that knows it.
 func (s *Set) Name(reference string) (digest oci.Digest, from *Seed, ok bool) {
 	for _, one := range s.Seeds() {
-		if hold, _ := one.Hold(); hold == Loose {
-			continue
-		}
 		if digest, ok := one.Name(reference); ok {
 			return digest, one, true
 		}
