@@ -243,6 +243,7 @@ func TestPoisonedSeed(t *testing.T) { //nolint:paralleltest // mounts
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			testkit.NoLeaks(t)
 			seed := filepath.Join(t.TempDir(), "seed")
 			c.seed(t, seed)
 			var dirs []string
@@ -425,8 +426,8 @@ func TestPartialSeed(t *testing.T) {
 }
 
 // An OCI image layout is a seed of whole blobs.
-func TestBlobSeed(t *testing.T) {
-	t.Parallel()
+func TestBlobSeed(t *testing.T) { //nolint:paralleltest // looks for leaks
+	testkit.NoLeaks(t)
 	dir := t.TempDir()
 	built := testkit.Image(t).Layer(testkit.Random("x", 1<<16, 4)).Layer(testkit.File("y", "y")).Zstd().Write(testkit.LayoutAt(t, dir), "v1")
 	client := clientWith(t, dray.Options{Seeds: []string{dir}})

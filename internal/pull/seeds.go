@@ -168,19 +168,19 @@ func (e *Engine) fromSeeds(ctx context.Context, f *flight, txn *store.Txn) (done
 			return nil, how, err
 		}
 	}
-	for _, blob := range e.options.Seeds.Blobs(f.blob) {
-		if done != nil {
+	blobs := e.options.Seeds.Blobs(f.blob)
+	defer func() {
+		for _, blob := range blobs {
 			_ = blob.Close()
-			continue
 		}
+	}()
+	for _, blob := range blobs {
 		record, notes, err := e.chain(ctx, f, txn, blob)
 		if err == nil {
 			notes.refused, how = how.refused, notes
 			how.seed, how.seedUse = blob.Seed.Path(), seed.Loose.String()
-			if done, err = e.commit(ctx, f, txn, record); err != nil {
-				return nil, how, err
-			}
-			continue
+			done, err = e.commit(ctx, f, txn, record)
+			return done, how, err
 		}
 		if ctx.Err() != nil || !isSeeds(err) {
 			return nil, how, err
@@ -190,7 +190,7 @@ func (e *Engine) fromSeeds(ctx context.Context, f *flight, txn *store.Txn) (done
 			return nil, how, err
 		}
 	}
-	return done, how, nil
+	return nil, how, nil
 }
 
 func (e *Engine) refuse(ctx context.Context, f *flight, how *layerNotes, err error) {
@@ -261,7 +261,7 @@ func (e *Engine) takeAsIs(ctx context.Context, l *seed.Layer) (record store.Laye
 		return record, false // whiteouts are in another form
 	}
 	record = l.Record
-	record.UnsyncedBoot = ""
+	record.UnsyncedBoot, record.DiskBytes = "", 0
 	record.Layout, record.Seed = store.LayoutSeed, e.indexOf(ctx, l)
 	if record.Seed == nil {
 		record.Layout = store.LayoutDir

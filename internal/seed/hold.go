@@ -75,6 +75,8 @@ func (m *machine) judge(f *os.File) (Hold, string) {
 		return Held, "it is in this machine's memory"
 	case m.foreignDisks:
 		return Loose, "the disks of this machine are not trusted"
+	case m.loopDevice(id.Dev):
+		return Loose, "it is on a loop device, and its file may be anybody's"
 	case !isDisk(fs.Type):
 		return Loose, fmt.Sprintf("its file system (type %#x) is not known to be this machine's alone", fs.Type)
 	}
@@ -93,6 +95,12 @@ func isDisk(fsType int64) bool {
 		unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC,
 		unix.EROFS_SUPER_MAGIC_V1, unix.SQUASHFS_MAGIC, unix.ISOFS_SUPER_MAGIC, bcachefs, zfs,
 	}, fsType)
+}
+
+// loopDevice tells whether a file system is in a file.
+func (m *machine) loopDevice(dev uint64) bool {
+	_, err := os.Lstat(fmt.Sprintf("%s/dev/block/%d:%d/loop", m.sysfs, unix.Major(dev), unix.Minor(dev)))
+	return err == nil
 }
 
 // verityDevice tells whether a file system is on a device of dm-verity.

@@ -43,6 +43,9 @@ func TestJudge(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(verity, 0o700), os.WriteFile(filepath.Join(verity, "uuid"), []byte("CRYPT-VERITY-1"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.MkdirAll(filepath.Join(dir, "looped", "dev", "block", filepath.Base(filepath.Dir(verity)), "loop"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for name, test := range map[string]struct {
 		machine machine
 		mode    os.FileMode
@@ -54,6 +57,7 @@ func TestJudge(t *testing.T) {
 		"foreign disks":       {machine{sysfs: "/sys", foreignDisks: true}, 0o600, map[bool]Hold{true: Held, false: Loose}[isMemory(fs.Type)]},
 		"user namespace":      {machine{sysfs: "/sys", inUserNS: true}, 0o600, Loose},
 		"dm-verity":           {machine{sysfs: filepath.Join(dir, "sys"), foreignDisks: true}, 0o602, Sealed},
+		"in a file":           {machine{sysfs: filepath.Join(dir, "looped")}, 0o600, map[bool]Hold{true: Held, false: Loose}[isMemory(fs.Type)]},
 		"no word of a device": {machine{sysfs: dir}, 0o600, onDisk},
 	} {
 		if err := os.Chmod(path, test.mode); err != nil {
