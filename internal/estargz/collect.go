@@ -502,12 +502,17 @@ func (c *collector) finishZstd(e *encoder, toc tocWriter, split []byte, f *Foote
 		return "", err
 	}
 	f.TOC = Span{Offset: c.size + skippableBytes, Size: int64(len(compressed)), RawSize: toc.size}
-	out := append(appendSkippable(nil, len(compressed)), compressed...)
+	parts := [][]byte{appendSkippable(nil, len(compressed)), compressed}
 	if c.split != nil {
 		f.TarSplit = Span{Offset: f.TOC.Offset + f.TOC.Size + skippableBytes, Size: int64(len(split)), RawSize: c.split.size}
-		out = append(appendSkippable(out, len(split)), split...)
+		parts = append(parts, appendSkippable(nil, len(split)), split)
 	}
-	return oci.DigestBytes(compressed), c.write(appendZstdFooter(out, *f))
+	for _, part := range append(parts, appendZstdFooter(nil, *f)) {
+		if err := c.write(part); err != nil {
+			return "", err
+		}
+	}
+	return oci.DigestBytes(compressed), nil
 }
 
 // tarSplit is what containers/storage rebuilds a tar from: all bytes of it but
