@@ -9,11 +9,11 @@ import (
 	"dray/internal/progress"
 )
 
-// What displays are told.
-type (
-	State = progress.State // how far a layer has come
-	Event = progress.Event // one step of a pull; those of one pull are delivered one at a time
-)
+// State is how far a layer has come.
+type State = progress.State
+
+// Event is one step of a pull; those of one pull are delivered one at a time.
+type Event = progress.Event
 
 // States of a layer, in order.
 const (

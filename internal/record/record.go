@@ -106,6 +106,7 @@ func Read(r io.Reader, l Limits) (*Record, error) {
 	rec := &Record{}
 	seen := map[key]bool{}
 	keptBytes := 0
+	var last oci.Digest
 	for lines.Scan() {
 		if len(lines.Bytes()) == 0 {
 			continue
@@ -122,6 +123,10 @@ func Read(r io.Reader, l Limits) (*Record, error) {
 			rec.Skipped++
 			continue
 		}
+		if e.ManifestDigest == last { // as it mostly is: one string for all
+			e.ManifestDigest = last
+		}
+		last = e.ManifestDigest
 		if k := e.key(); !seen[k] {
 			if len(seen) == l.MaxEntries {
 				return nil, fmt.Errorf("read record: more than %d entries: %w", l.MaxEntries, ErrTooLarge)
