@@ -243,7 +243,6 @@ func TestPoisonedSeed(t *testing.T) { //nolint:paralleltest // mounts
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			testkit.NoLeaks(t)
 			seed := filepath.Join(t.TempDir(), "seed")
 			c.seed(t, seed)
 			var dirs []string
