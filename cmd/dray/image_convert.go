@@ -54,10 +54,10 @@ func (f *conversionFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.zstdChunkSize, "zstdchunked-chunk-size", "", "`size`, as --estargz-chunk-size")
 	flags.StringVar(&f.flavour, "zstdchunked-flavour", "podman", "`podman|containerd`: whose tools are to read the parts of zstd:chunked layers")
 	flags.StringVar(&f.gzipHelper, "estargz-gzip-helper", "", "accepted and not used: gzip is decompressed here, at the speed of such `program`s")
-	flags.StringVar(&f.gzipHelper, "GH", "", "the same")
+	flags.StringVar(&f.gzipHelper, "GH", "", "the same `program`")
 	flags.IntVar(&f.jobs, "jobs", 0, "layers and workers at once; the result does not depend on it (0: one per CPU)")
 	flags.IntVar(&f.jobs, "estargz-parallelism", 0, "the same as --jobs")
-	flags.StringVar(&f.tempDir, "tmpdir", "", "`directory` for prioritized files that do not fit in memory (empty: the system's)")
+	flags.StringVar(&f.tempDir, "tmpdir", "", "`directory` for prioritized files and TOCs that do not fit in memory (empty: the system's)")
 	flags.StringVar(&f.conversions, "conversions", "", "`directory` that remembers converted layers, none for no memory (empty: dray/conversions in the user's cache)")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would become of each layer, and do nothing")
 }
@@ -153,7 +153,8 @@ func newImageConvert(app *cli.App) *cobra.Command {
 stores the result as DST. What comes first in the layers, so that it is fetched
 before anything else, is told by a record or a list.
 
-Layers go from SRC to DST as streams; nothing is kept in between. The same image
+Layers go from SRC to DST as streams; on the disk are at most the files that come
+first and the table of contents, of the layers under way. The same image
 and options give the same bytes, on any machine. A converted layer is remembered
 by its digest and the options: the next image that has it needs not convert it.
 DST is tagged when all of it is there.
