@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -44,8 +45,8 @@ func mounts(config *oci.ImageConfig, rootfs *os.File, o *Options) ([]specs.Mount
 			rest = append(rest, m)
 		}
 	}
-	slices.SortStableFunc(rest, func(a, b specs.Mount) int {
-		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	sort.SliceStable(rest, func(i, j int) bool {
+		return strings.Count(rest[i].Destination, "/") < strings.Count(rest[j].Destination, "/")
 	})
 	return append(all, rest...), nil
 }

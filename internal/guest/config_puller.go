@@ -4,7 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/url"
-	"slices"
+	"sort"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -72,7 +72,7 @@ func parsePuller(d *document) (*Config, error) {
 		}
 		c.Hosts = append(c.Hosts, host)
 	}
-	slices.SortFunc(c.Hosts, func(a, b registry.Host) int { return strings.Compare(a.Match, b.Match) })
+	sort.Slice(c.Hosts, func(i, j int) bool { return c.Hosts[i].Match < c.Hosts[j].Match })
 	for name := range file.ExtraEnv {
 		if name != "HTTP_PROXY" && name != "HTTPS_PROXY" && name != "NO_PROXY" {
 			return nil, d.fail(errors.New("only HTTP_PROXY, HTTPS_PROXY and NO_PROXY may be set"), "extra-env", name)

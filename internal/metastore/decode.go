@@ -2,7 +2,6 @@ package metastore
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 
 	"dray/internal/oci"
@@ -50,8 +50,10 @@ func decode(raw []byte) (*Document, error) {
 			return nil, fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
-	d.doc.Layers = slices.SortedFunc(maps.Values(d.layers), func(a, b Layer) int { return cmp.Compare(a.Blob, b.Blob) })
-	slices.SortFunc(d.doc.Images, func(a, b Image) int { return cmp.Compare(a.ID, b.ID) })
+	layers, images := slices.Collect(maps.Values(d.layers)), d.doc.Images
+	sort.Slice(layers, func(i, j int) bool { return layers[i].Blob < layers[j].Blob })
+	sort.Slice(images, func(i, j int) bool { return images[i].ID < images[j].ID })
+	d.doc.Layers = layers
 	return &d.doc, nil
 }
 

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -244,7 +244,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 	if err := e.options.Store.CheckSpace(wantedBytes); err != nil {
 		return err
 	}
-	slices.SortStableFunc(wanted, func(a, b job) int { return int(min(max(b.blob.Size-a.blob.Size, -1), 1)) })
+	sort.SliceStable(wanted, func(i, j int) bool { return wanted[i].blob.Size > wanted[j].blob.Size })
 
 	var mu sync.Mutex // guards evidence
 	group, ctx := errgroup.WithContext(ctx)

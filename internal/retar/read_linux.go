@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -152,7 +152,7 @@ func (w *walker) xattrs(dir int, name string) ([]xattr, error) {
 		}
 		all = append(all, xattr{attribute, value})
 	}
-	slices.SortFunc(all, func(a, b xattr) int { return strings.Compare(a.name, b.name) })
+	sort.Slice(all, func(i, j int) bool { return all[i].name < all[j].name })
 	return all, err
 }
 

@@ -7,8 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
-	"slices"
-	"strings"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -163,7 +162,7 @@ func (w *walker) steps(dir int) ([]step, error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(steps, func(a, b step) int { return strings.Compare(a.key, b.key) })
+	sort.Slice(steps, func(i, j int) bool { return steps[i].key < steps[j].key })
 	return steps, nil
 }
 

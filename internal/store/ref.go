@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
+	"sort"
 	"time"
 	"unicode/utf8"
 
@@ -176,7 +175,7 @@ func (s *Store) Refs() ([]Ref, error) {
 			refs = append(refs, *ref)
 		}
 	}
-	slices.SortFunc(refs, func(a, b Ref) int { return strings.Compare(a.Name, b.Name) })
+	sort.Slice(refs, func(i, j int) bool { return refs[i].Name < refs[j].Name })
 	return refs, errors.Join(broken...)
 }
 
