@@ -333,8 +333,8 @@ func damage(t *testing.T, layer string) {
 
 // A layer of a million files is pulled and mounted like any other.
 func TestMillionEntries(t *testing.T) { //nolint:paralleltest // mounts
-	if testing.Short() {
-		t.Skip("takes seconds")
+	if testing.Short() || testkit.Race {
+		t.Skip("makes a million files; scripts/test runs it by itself")
 	}
 	testkit.Need(t, testkit.Root(), testkit.Overlay())
 	const count, perDir = 1_000_000, 1000

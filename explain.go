@@ -21,6 +21,8 @@ type Formula struct {
 	NamesBytes  int64 `json:"names_bytes"`  // per layer: headers of the tar, directories whose times are still to be set, or the index
 	RangesBytes int64 `json:"ranges_bytes"` // all layers: window of blobs that are fetched in parts at once
 	TotalBytes  int64 `json:"total_bytes"`
+	ZstdBytes   int64 `json:"zstd_bytes"`  // beside the total, while a zstd layer is read: a window of 8 MiB; larger ones take what they are
+	ZstdLayers  int   `json:"zstd_layers"` // that are read at once: one, and as many as a larger window of ranges has room for
 }
 
 // Parts of the formula that are no package's constants.
@@ -28,6 +30,9 @@ const (
 	baseBytes   = 11 << 20
 	namesBytes  = 5<<19 + erofs.DefaultMaxBytes // with the mapped pages of an index beyond its limit that are in use at once
 	rangesBytes = 4 << 20
+
+	// zstdBytes is a zstd layer's window.
+	zstdBytes = 9 << 20
 )
 
 // A core that helps to inflate a layer takes the place of a layer that is not in
@@ -51,6 +56,8 @@ func (c *Client) Explain() Formula {
 		f.RangesBytes = max(0, c.options.Memory-int64(f.Workers)*(f.RingBytes+f.CodecBytes+f.NamesBytes))
 	}
 	f.TotalBytes = f.BaseBytes + f.Buffers()
+	f.ZstdBytes = zstdBytes
+	f.ZstdLayers = 1 + int(min(int64(f.Workers-1), max(0, f.RangesBytes-rangesBytes)/zstdBytes))
 	return f
 }
 
@@ -61,6 +68,6 @@ func (f Formula) Buffers() int64 {
 
 // String writes the formula out.
 func (f Formula) String() string {
-	return fmt.Sprintf("%d base + %d layers × (%d ring + %d codec + %d names) + %d ranges = %d bytes (%.1f MB)",
-		f.BaseBytes, f.Workers, f.RingBytes, f.CodecBytes, f.NamesBytes, f.RangesBytes, f.TotalBytes, float64(f.TotalBytes)/1e6)
+	return fmt.Sprintf("%d base + %d layers × (%d ring + %d codec + %d names) + %d ranges = %d bytes (%.1f MB); with zstd, %d at once, a window of %d more",
+		f.BaseBytes, f.Workers, f.RingBytes, f.CodecBytes, f.NamesBytes, f.RangesBytes, f.TotalBytes, float64(f.TotalBytes)/1e6, f.ZstdLayers, f.ZstdBytes)
 }

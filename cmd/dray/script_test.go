@@ -275,7 +275,7 @@ func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 		staging = ts.MkAbs(named)
 	}
 	const wait = `"$@" & pid=$!; n=0
-while [ $n -lt 1000 ]; do for f in $STAGING; do if [ -e "$f" ]; then kill -INT $pid; n=1000; break; fi; done; n=$((n+1)); sleep 0.01; done
+while [ $n -lt 12000 ]; do for f in $STAGING; do if [ -e "$f" ]; then kill -INT $pid; n=12000; break; fi; done; n=$((n+1)); sleep 0.01; done
 wait $pid`
 	// sh has background programs ignore SIGINT; env takes that back
 	exitCode(ts, false, append([]string{"130", "env", "STAGING=" + staging, "sh", "-c", wait, "sh", "env", "--default-signal=INT"}, args...))

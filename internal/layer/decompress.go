@@ -46,6 +46,9 @@ type Options struct {
 	// for, from the frame's start, and less than 1 MiB besides.
 	MaxWindowBytes int64
 
+	// Turn is waited for before a zstd layer is read; nil: nothing is.
+	Turn *Turn
+
 	// Cores lends cores, and the memory that goes with each, for gzip to be inflated
 	// on several; nil: it is inflated by whoever reads.
 	Cores inflate.Cores
@@ -111,7 +114,7 @@ func Decompress(src io.Reader, o Options) (*Decompressor, error) {
 	case Gzip:
 		d.codec = newGzip(in, &o)
 	case Zstd:
-		d.codec, err = newZstd(in, o.MaxWindowBytes)
+		d.codec, err = newZstd(in, o.MaxWindowBytes, o.Turn)
 	case Uncompressed:
 		d.codec = io.NopCloser(in)
 	}

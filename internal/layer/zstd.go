@@ -1,8 +1,10 @@
 package layer
 
 import (
+	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -19,22 +21,85 @@ func isZstd(magic uint32) bool {
 }
 
 // zstdReader reads all frames of a Zstandard stream, in the caller's goroutine.
-// Decoders are not pooled: one would keep the largest window that it ever saw.
 type zstdReader struct {
 	z         *zstd.Decoder
 	maxWindow int64
+	turn      *Turn
 }
 
-func newZstd(src io.Reader, maxWindow int64) (*zstdReader, error) {
-	z, err := zstd.NewReader(src,
-		zstd.WithDecoderConcurrency(1),
-		zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxWindow(uint64(max(maxWindow, zstdLeastWindow))),
-	)
+// ZstdTurns bounds how many zstd layers are read at once, since each holds its
+// frames' window, up to 8 MiB of what people write, and much more of what they can.
+// Whoever waits gets the decoder of the one before, window included. All layers of
+// one ZstdTurns have the same [Options.MaxWindowBytes].
+type ZstdTurns struct {
+	free    chan *zstd.Decoder // nil: to be made
+	waiting atomic.Int32
+}
+
+// NewZstdTurns lets count layers be read at once.
+func NewZstdTurns(count int) *ZstdTurns {
+	t := &ZstdTurns{free: make(chan *zstd.Decoder, count)}
+	for range count {
+		t.free <- nil
+	}
+	return t
+}
+
+// Turn returns the claim of one layer, which waits until ctx ends.
+func (t *ZstdTurns) Turn(ctx context.Context) *Turn { return &Turn{ctx: ctx, of: t} }
+
+// Turn is a layer's claim to be read. Nil does not wait.
+type Turn struct {
+	ctx context.Context //nolint:containedctx // of the layer that waits
+	of  *ZstdTurns
+}
+
+// take waits. The decoder is nil where none is left over.
+func (t *Turn) take() (*zstd.Decoder, error) {
+	if t == nil {
+		return nil, nil //nolint:nilnil // nil: to be made
+	}
+	t.of.waiting.Add(1)
+	defer t.of.waiting.Add(-1)
+	select {
+	case z := <-t.of.free:
+		return z, nil
+	case <-t.ctx.Done():
+		return nil, context.Cause(t.ctx)
+	}
+}
+
+// give ends the turn. A decoder keeps the largest window that it ever saw, so it is
+// kept only for somebody who waits.
+func (t *Turn) give(z *zstd.Decoder) {
+	if z != nil && (t == nil || t.of.waiting.Load() == 0 || z.Reset(nil) != nil) {
+		z.Close()
+		z = nil
+	}
+	if t != nil {
+		t.of.free <- z
+	}
+}
+
+func newZstd(src io.Reader, maxWindow int64, turn *Turn) (*zstdReader, error) {
+	z, err := turn.take()
 	if err != nil {
 		return nil, err
 	}
-	return &zstdReader{z: z, maxWindow: maxWindow}, nil
+	if z != nil {
+		err = z.Reset(src)
+	} else {
+		z, err = zstd.NewReader(src,
+			zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(uint64(max(maxWindow, zstdLeastWindow))),
+		)
+	}
+	if err != nil {
+		turn.give(z)
+		return nil, err
+	}
+	return &zstdReader{z: z, maxWindow: maxWindow, turn: turn}, nil
 }
 
 // Read implements [io.Reader].
@@ -48,6 +113,6 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 
 // Close implements [io.Closer].
 func (r *zstdReader) Close() error {
-	r.z.Close()
+	r.turn.give(r.z)
 	return nil
 }

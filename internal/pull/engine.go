@@ -48,7 +48,8 @@ type Options struct {
 	// a seed, and what no index can express is a tar alone ([store.LayoutTar]).
 	Whole bool
 
-	Decompress layer.Options // limits; Cores and MaxHelpers are the engine's
+	Decompress layer.Options // limits; Turn, Cores and MaxHelpers are the engine's
+	ZstdLayers int           // zstd layers that are read at once, for their windows' sake; 0: one
 	Tar        layer.Limits
 	Apply      apply.Options // form of whiteouts, limits; Journal is the engine's
 
@@ -70,6 +71,7 @@ const (
 type Engine struct {
 	options Options
 	log     *slog.Logger
+	zstd    *layer.ZstdTurns
 	flying  sync.WaitGroup // every flight and every sync in the background
 
 	mu      sync.Mutex // guards the fields below and, in flights, what names it; nothing else is locked while it is held
@@ -103,6 +105,7 @@ func New(o Options) (*Engine, error) {
 	e := &Engine{
 		options: o,
 		log:     o.Log,
+		zstd:    layer.NewZstdTurns(max(1, o.ZstdLayers)),
 		flights: map[oci.DiffID]*flight{},
 	}
 	if helpers := min(o.Workers-layerCores, runtime.GOMAXPROCS(0)-1); helpers > 0 {
@@ -313,10 +316,16 @@ func (e *Engine) record(ctx context.Context, r Request, found *resolved, evidenc
 
 // publish makes the image visible, first its record, then its name.
 func (e *Engine) publish(ctx context.Context, image *store.Image) error {
-	if err := e.options.Store.PutImage(ctx, image); err != nil {
-		return err
+	for {
+		if err := e.options.Store.PutImage(ctx, image); err != nil {
+			return err
+		}
+		err := e.options.Store.SetRef(ctx, image.Reference, image.Manifest.Digest)
+		if !errors.Is(err, store.ErrNotFound) || ctx.Err() != nil {
+			return err
+		}
+		// Somebody has removed the image at this moment. Its layers are leased.
 	}
-	return e.options.Store.SetRef(ctx, image.Reference, image.Manifest.Digest)
 }
 
 // syncLater makes a published image durable, as far as it is still there. That it
@@ -357,7 +366,11 @@ func (e *Engine) known(ctx context.Context, r Request, lease *store.Lease) (*sto
 			return nil, err
 		}
 	}
-	return image, e.options.Store.SetRef(ctx, r.Reference.String(), image.Manifest.Digest)
+	err = e.options.Store.SetRef(ctx, r.Reference.String(), image.Manifest.Digest)
+	if errors.Is(err, store.ErrNotFound) && !r.Offline {
+		return nil, nil //nolint:nilnil // nil: removed at this moment, to be pulled again
+	}
+	return image, err
 }
 
 func (e *Engine) lookUp(r Request) (*store.Image, error) {

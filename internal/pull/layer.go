@@ -88,7 +88,9 @@ func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.R
 	stored := stream.NewVerifier(&meter{src: body, flight: f}, "blob", f.blob.Digest, f.blob.Size)
 	fetched := stream.NewAhead(ctx, stored, storedBlocks, storedBlockBytes)
 	defer closeAfter(cancel, fetched)
-	opened, err := layer.Decompress(fetched, e.options.Decompress)
+	o := e.options.Decompress
+	o.Turn = e.zstd.Turn(ctx)
+	opened, err := layer.Decompress(fetched, o)
 	if err != nil {
 		return record, how, e.blame(fetched, err)
 	}

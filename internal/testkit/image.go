@@ -129,6 +129,12 @@ func (b *Builder) Zstd() *Builder {
 	return b.as(form{oci.MediaTypeLayerZst, oci.MediaTypeDockerLayerZst, newZstd})
 }
 
+// ZstdWindow is Zstd with a window of so many bytes.
+func (b *Builder) ZstdWindow(windowBytes int) *Builder {
+	open := func(w io.Writer) io.WriteCloser { return zstdOf(w, windowBytes) }
+	return b.as(form{oci.MediaTypeLayerZst, oci.MediaTypeDockerLayerZst, open})
+}
+
 // MultiFrame compresses the layer as zstd frames of frameBytes of tar each, with
 // skippable frames between them.
 func (b *Builder) MultiFrame(frameBytes int) *Builder {
@@ -376,8 +382,10 @@ func newGzip(w io.Writer, level int) io.WriteCloser {
 	return z
 }
 
-func newZstd(w io.Writer) io.WriteCloser {
-	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+func newZstd(w io.Writer) io.WriteCloser { return zstdOf(w, 1<<20) }
+
+func zstdOf(w io.Writer, windowBytes int) io.WriteCloser {
+	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(windowBytes))
 	if err != nil {
 		panic("testkit: " + err.Error())
 	}
