@@ -7,6 +7,11 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"path"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"dray/internal/estargz"
 	"dray/internal/layer"
@@ -53,6 +58,60 @@ func (i *Image) Names(ctx context.Context, l layer.Limits, hash func(sizeBytes i
 		}
 	}
 	return all
+}
+
+// maxNames bounds the names of an image that are held.
+const maxNames = 4_000_000
+
+// Hold reads the names of all layers, jobs layers at once. It returns them to be read
+// again, from memory, and the paths of the files among them, hidden ones too, for
+// patterns to be held against. More than four million names are a
+// [stream.ErrTooLarge].
+func Hold(ctx context.Context, names []iter.Seq2[record.Name, error], jobs int) (held []iter.Seq2[record.Name, error], files []string, err error) {
+	const whiteoutPrefix = ".wh." // image-spec, layer.md
+	layers := make([][]record.Name, len(names))
+	var count atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(jobs)
+	for n := range names {
+		group.Go(func() error {
+			for name, err := range names[n] {
+				if err == nil {
+					err = context.Cause(ctx)
+				}
+				if err == nil && count.Add(1) > maxNames {
+					err = fmt.Errorf("the image has more than %d names: %w", maxNames, stream.ErrTooLarge)
+				}
+				if err != nil {
+					return err
+				}
+				layers[n] = append(layers[n], name)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, nil, fmt.Errorf("match patterns: %w", err)
+	}
+	for _, layer := range layers {
+		held = append(held, withoutErrors(layer))
+		for _, name := range layer {
+			if !name.IsDir && !strings.HasPrefix(path.Base(name.Path), whiteoutPrefix) {
+				files = append(files, strings.TrimPrefix(path.Clean("/"+name.Path), "/"))
+			}
+		}
+	}
+	return held, files, nil
+}
+
+func withoutErrors(names []record.Name) iter.Seq2[record.Name, error] {
+	return func(yield func(record.Name, error) bool) {
+		for _, name := range names {
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
 }
 
 // Trusted returns the reader of a layer whose manifest vouches for its TOC, or
