@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"dray"
+	"dray/internal/pull"
 	"dray/internal/store"
 	"dray/internal/testkit"
 )
@@ -24,7 +25,7 @@ func needEROFS(t *testing.T) *dray.Client {
 		t.Fatal(err)
 	}
 	if !report.EROFS {
-		t.Skip(report.Reason)
+		testkit.Lacking(t, "EROFS", report.Reason)
 	}
 	return client
 }
@@ -57,7 +58,7 @@ func TestLayoutOnTmpfs(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("/dev/shm", "dray-test-*") //nolint:usetesting // it has to be in memory
 	if err != nil {
-		t.Skip(err)
+		testkit.Lacking(t, "/dev/shm", err.Error())
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	client, err := dray.New(t.Context(), dray.Options{Store: dir})
@@ -173,5 +174,17 @@ func TestMergedImage(t *testing.T) { //nolint:paralleltest // mounts
 	}
 	if usage, err := client.DiskUsage(t.Context()); err != nil || usage.Merged.Inodes > 2 { // directories
 		t.Errorf("left %+v, %v", usage.Merged, err)
+	}
+}
+
+// The root's words for layouts and moments are those of the store and the engine,
+// which it does not name everywhere, so as to be built elsewhere than on Linux.
+func TestSameWords(t *testing.T) {
+	t.Parallel()
+	if dray.LayoutDir != store.LayoutDir || dray.LayoutEROFS != store.LayoutEROFS {
+		t.Error("layouts differ from the store's")
+	}
+	if pull.SyncMode(dray.SyncBefore) != pull.SyncBefore || pull.SyncMode(dray.SyncAfter) != pull.SyncAfter || pull.SyncMode(dray.SyncNever) != pull.SyncNever {
+		t.Error("moments of syncing differ from the engine's")
 	}
 }

@@ -88,7 +88,7 @@ func TestGroupsOfVersion2(t *testing.T) {
 		}
 	}
 	if root == "" {
-		t.Skip("no cgroup2 is mounted")
+		testkit.Lacking(t, "cgroup2", "it is not mounted")
 	}
 	id := fmt.Sprintf("dray-bench-test-%d", os.Getpid())
 	g, err := bench.NewGroups(root, id, 0)

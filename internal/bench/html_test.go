@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"dray/internal/bench"
+	"dray/internal/testkit"
 )
 
 // pageReport is a report whose figures are known and whose names want escaping.
@@ -80,10 +81,7 @@ func browse(t *testing.T, r *bench.Report, size string) string {
 	t.Helper()
 	chromium, err := exec.LookPath("chromium")
 	if err != nil {
-		if os.Getenv("DRAY_REQUIRE") == "all" {
-			t.Fatal("chromium is missing")
-		}
-		t.Skip("chromium is missing: the page is not tried in a browser")
+		testkit.Lacking(t, "chromium", err.Error())
 	}
 	var page bytes.Buffer
 	if err := r.WriteHTML(&page); err != nil {

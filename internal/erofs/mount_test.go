@@ -21,7 +21,7 @@ func TestLoopDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		t.Skip("no loop devices")
+		testkit.Lacking(t, "loop devices", err.Error())
 	}
 	want := testkit.Tree(t, mounted(t, s))
 	fd, err := erofs.Mount(erofs.Loop, int(s.index.Fd()), int(s.tar.Fd()))

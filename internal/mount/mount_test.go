@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dray/internal/store"
+	"dray/internal/testkit"
 	"dray/internal/userns"
 )
 
@@ -524,7 +525,7 @@ func TestRootless(t *testing.T) {
 		t.Skip("these are the tests")
 	}
 	if err := userns.Available(); err != nil {
-		t.Skip(err)
+		testkit.Lacking(t, "user namespaces", err.Error())
 	}
 	const nobody = 65534
 	base := t.TempDir()

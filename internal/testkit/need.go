@@ -32,11 +32,17 @@ func Need(tb testing.TB, caps ...Cap) {
 		if why == "" {
 			continue
 		}
-		if os.Getenv(RequireVariable) == "all" {
-			tb.Fatalf("%s is required by %s=all: %s", c.name, RequireVariable, why)
-		}
-		tb.Skipf("needs %s: %s", c.name, why)
+		Lacking(tb, c.name, why)
 	}
+}
+
+// Lacking skips the test for want of something, or fails it where all is required.
+func Lacking(tb testing.TB, name, why string) {
+	tb.Helper()
+	if os.Getenv(RequireVariable) == "all" {
+		tb.Fatalf("%s is required by %s=all: %s", name, RequireVariable, why)
+	}
+	tb.Skipf("needs %s: %s", name, why)
 }
 
 func reason(err error) string {
