@@ -2,13 +2,14 @@ package main
 
 import (
 	"encoding/json"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"dray/internal/testkit"
 )
 
 // ordinaryID is the user and group of rootless scripts: nobody, whom every machine
@@ -36,7 +37,9 @@ func ordinaryUser(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(os.WriteFile(home+".ranges", []byte(ranges[args[0]]), 0o644))
 	ts.Check(os.Mkdir(home+".bin", 0o755))
-	ts.Check(copyProgram("/proc/self/exe", filepath.Join(home+".bin", "dray")))
+	program, err := os.ReadFile("/proc/self/exe")
+	ts.Check(err)
+	ts.Check(testkit.WriteProgram(filepath.Join(home+".bin", "dray"), program))
 	ts.Setenv("U", home)
 	ts.Defer(func() { stopHolder(filepath.Join(home, "run", "dray")) })
 }
@@ -48,22 +51,6 @@ func stopHolder(runtimeDir string) {
 	if err == nil && json.Unmarshal(raw, &holder) == nil && holder.PID > 1 {
 		_ = syscall.Kill(holder.PID, syscall.SIGKILL) // gone already, perhaps
 	}
-}
-
-func copyProgram(from, to string) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = src.Close() }()
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(dst, src); err != nil {
-		return err
-	}
-	return dst.Close()
 }
 
 // as is code for the user of ordinary-user, in its home.

@@ -45,7 +45,7 @@ func newGuest(t *testing.T, program, seed string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "usr/bin/dray-guest"), raw, 0o755); err != nil {
+	if err := testkit.WriteProgram(filepath.Join(root, "usr/bin/dray-guest"), raw); err != nil {
 		t.Fatal(err)
 	}
 	return root

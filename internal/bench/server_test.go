@@ -258,7 +258,7 @@ func openDir(t *testing.T) (program, corpusDir, work string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(work, 0o755), os.Chmod(work, 0o777), os.WriteFile(program, raw, 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(work, 0o755), os.Chmod(work, 0o777), testkit.WriteProgram(program, raw)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := bench.BuildRecipe(t.Context(), corpusDir, "generated", 1, 1<<20); err != nil {

@@ -69,7 +69,7 @@ func newBox(t *testing.T, name string) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(b.root, "bin/busybox"), program, 0o755); err != nil {
+	if err := testkit.WriteProgram(filepath.Join(b.root, "bin/busybox"), program); err != nil {
 		t.Fatal(err)
 	}
 	for _, applet := range []string{"sh", "id", "cat", "ls", "sleep", "true", "touch", "stat", "stty", "tty", "pwd", "env", "kill", "ip", "mount", "hostname", "grep", "readlink", "mkdir"} {
@@ -89,7 +89,7 @@ func crunWithoutHybrid(t *testing.T, dir, path string) string {
 	}
 	wrapper := filepath.Join(dir, "crun")
 	script := "#!/bin/sh\nexec unshare --mount sh -c 'umount " + unified + "; exec " + path + " \"$@\"' crun \"$@\"\n"
-	if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
+	if err := testkit.WriteProgram(wrapper, []byte(script)); err != nil {
 		t.Fatal(err)
 	}
 	return wrapper

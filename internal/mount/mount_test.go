@@ -532,7 +532,7 @@ func TestRootless(t *testing.T) {
 	program := filepath.Join(base, "program")
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
-		err = errors.Join(os.WriteFile(program, binary, 0o755), os.Chmod(filepath.Dir(base), 0o755), os.Chmod(base, 0o755), os.Mkdir(filepath.Join(base, "tmp"), 0o700), os.Chown(filepath.Join(base, "tmp"), nobody, nobody))
+		err = errors.Join(testkit.WriteProgram(program, binary), os.Chmod(filepath.Dir(base), 0o755), os.Chmod(base, 0o755), os.Mkdir(filepath.Join(base, "tmp"), 0o700), os.Chown(filepath.Join(base, "tmp"), nobody, nobody))
 	}
 	if err != nil {
 		t.Fatal(err)

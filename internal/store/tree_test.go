@@ -155,7 +155,7 @@ func TestRemoveTreeAsUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "test")
-	if err := errors.Join(os.WriteFile(program, binary, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o777), os.Chmod(dir, 0o755), os.Chmod(filepath.Join(dir, "work"), 0o777)); err != nil {
+	if err := errors.Join(testkit.WriteProgram(program, binary), os.Mkdir(filepath.Join(dir, "work"), 0o777), os.Chmod(dir, 0o755), os.Chmod(filepath.Join(dir, "work"), 0o777)); err != nil {
 		t.Fatal(err)
 	}
 	run := func(name string, attr *syscall.SysProcAttr) {

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dray/internal/testkit"
 	"dray/internal/userns"
 )
 
@@ -123,7 +124,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(w.program, binary, 0o755); err != nil {
+	if err := testkit.WriteProgram(w.program, binary); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"run", "home", "work", "mnt"} {
