@@ -11,5 +11,5 @@ import (
 func WriteProgram(path string, content []byte) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	return os.WriteFile(path, content, 0o755) //nolint:gosec // other users of the test start it
+	return os.WriteFile(path, content, 0o755)
 }
