@@ -26,6 +26,7 @@ type LayerForm string
 const (
 	FormEStargz         LayerForm = "estargz"          // gzip, with the TOC in the layer
 	FormEStargzExternal LayerForm = "estargz-external" // gzip, with the TOC in an image beside
+	FormStargz          LayerForm = "stargz"           // eStargz's predecessor: no chunk has a digest, nothing comes first
 	FormZstdChunked     LayerForm = "zstdchunked"      // as podman's tools write and read it
 	FormZstdContainerd  LayerForm = "zstdchunked-containerd"
 	FormUncompressed    LayerForm = "uncompressed"
@@ -122,6 +123,8 @@ func (i *Images) convertOptions(o *ConvertOptions) (*convert.Options, error) {
 	case FormEStargz:
 	case FormEStargzExternal:
 		options.Format = estargz.EStargzExternal
+	case FormStargz:
+		options.Format = estargz.LegacyStargz
 	case FormZstdChunked:
 		options.Format = estargz.ZstdChunked
 	case FormZstdContainerd:

@@ -144,14 +144,18 @@ func (f *conversionFlags) check(app *cli.App) error {
 
 func newImageConvert(app *cli.App) *cobra.Command {
 	var f conversionFlags
-	var estargz, uncompress, referrers bool
+	var estargz, stargz, uncompress, referrers bool
 	var recordCopy string
 	cmd := &cobra.Command{
-		Use:   "convert --estargz|--zstdchunked|--uncompress [flags] SRC DST",
+		Use:   "convert --estargz|--zstdchunked|--stargz|--uncompress [flags] SRC DST",
 		Short: "Make the layers of an image readable in parts, or plain",
 		Long: `Reads the image SRC, makes eStargz, zstd:chunked or plain layers of its layers, and
 stores the result as DST. What comes first in the layers, so that it is fetched
 before anything else, is told by a record or a list.
+
+--stargz is for readers that are older than eStargz: its tables of contents have no
+digests of chunks, so that nobody can verify a file before it has all of it, and
+nothing comes first. --estargz-compression-level and --estargz-chunk-size are its too.
 
 Layers go from SRC to DST as streams; on the disk are at most the files that come
 first and the table of contents, of the layers under way. The same image
@@ -170,8 +174,12 @@ Examples:
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case !estargz && !f.zstdchunked && !uncompress:
-				return cli.Usage("say what the layers shall become: --estargz, --zstdchunked or --uncompress")
+			case !estargz && !f.zstdchunked && !stargz && !uncompress:
+				return cli.Usage("say what the layers shall become: --estargz, --zstdchunked, --stargz or --uncompress")
+			case stargz && (f.externalTOC || f.minChunkSize != ""):
+				return cli.Usage("--estargz-external-toc and --estargz-min-chunk-size are not for --stargz")
+			case stargz && f.reuse:
+				return cli.Usage("--reuse is not for --stargz: no manifest vouches for its layers")
 			case f.keepDiffID && !f.externalTOC && !f.zstdchunked:
 				return cli.Usage("--estargz-keep-diff-id needs --estargz-external-toc: otherwise the TOC is in the tar")
 			}
@@ -179,8 +187,11 @@ Examples:
 				return err
 			}
 			return convertImage(cmd.Context(), app, &f, args[0], args[1], func(o *dray.ConvertOptions) {
-				if uncompress {
+				switch {
+				case uncompress:
 					o.Form, o.Level, o.ChunkSize = dray.FormUncompressed, 0, 0
+				case stargz:
+					o.Form = dray.FormStargz
 				}
 				o.Referrers, o.CopyFrom = referrers, recordCopy
 			})
@@ -189,6 +200,7 @@ Examples:
 	flags := cmd.Flags()
 	f.add(flags)
 	flags.BoolVar(&estargz, "estargz", false, "make eStargz layers")
+	flags.BoolVar(&stargz, "stargz", false, "make stargz layers, as readers that do not know eStargz want them")
 	flags.BoolVar(&uncompress, "uncompress", false, "make plain tars")
 	flags.BoolVar(&f.keepDiffID, "estargz-keep-diff-id", false, "leave the tars as they are, and so the image's configuration; needs --estargz-external-toc, or --zstdchunked")
 	for _, form := range []string{"estargz", "zstdchunked"} {
@@ -197,9 +209,9 @@ Examples:
 		flags.StringVar(&recordCopy, form+"-record-copy", "", "`ref` of an eStargz or zstd:chunked image: what comes first there comes first here")
 	}
 	flags.BoolVar(&referrers, "record-from-referrers", false, "the records attached to SRC: the files of them come first")
-	cmd.MarkFlagsMutuallyExclusive("estargz", "zstdchunked", "uncompress")
+	cmd.MarkFlagsMutuallyExclusive("estargz", "zstdchunked", "stargz", "uncompress")
 	for _, form := range []string{"estargz", "zstdchunked"} {
-		cmd.MarkFlagsMutuallyExclusive("prefetch-list", form+"-record-in", form+"-record-in-ref", form+"-record-copy", "record-from-referrers", "uncompress")
+		cmd.MarkFlagsMutuallyExclusive("prefetch-list", form+"-record-in", form+"-record-in-ref", form+"-record-copy", "record-from-referrers", "stargz", "uncompress")
 	}
 	return cmd
 }

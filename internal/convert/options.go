@@ -32,12 +32,12 @@ const writerVersion = 1
 
 // Form is what layers become. The zero value is eStargz with its defaults.
 type Form struct {
-	Uncompressed bool           // plain tars; nothing below counts
-	Format       estargz.Format // any that [estargz.Write] writes
-	Level        int            // of compression; 0 is the format's default
-	ChunkSize    int64          // bytes; 0 is the default
-	MinChunkSize int64          // bytes; 0 is one chunk per member
-	KeepDiffID   bool           // leave the tar as it is; the format's TOC must not be in it
+	Uncompressed bool // plain tars; nothing below counts
+	Format       estargz.Format
+	Level        int   // of compression; 0 is the format's default
+	ChunkSize    int64 // bytes; 0 is the default
+	MinChunkSize int64 // bytes; 0 is one chunk per member
+	KeepDiffID   bool  // leave the tar as it is; the format's TOC must not be in it
 }
 
 // Options of [Run].
@@ -74,16 +74,24 @@ func (o *Options) check() error {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	external := o.Format == estargz.EStargzExternal
+	legacy := o.Format == estargz.LegacyStargz && !o.Uncompressed
+	first := o.Order != nil || len(o.Globs) > 0
 	switch {
 	case o.Jobs < 0:
 		return fmt.Errorf("%w: %d jobs", ErrOptions, o.Jobs)
 	case o.Reuse && external && !o.Uncompressed:
 		return fmt.Errorf("%w: layers with external TOCs are not reused", ErrOptions)
-	case o.KeepDiffID && (o.Format == estargz.EStargz || o.Uncompressed):
+	case o.Reuse && legacy:
+		return fmt.Errorf("%w: no manifest vouches for stargz layers, so they are not reused", ErrOptions)
+	case legacy && first:
+		return fmt.Errorf("%w: nothing can come first in stargz layers", ErrOptions)
+	case legacy && o.MinChunkSize > 0:
+		return fmt.Errorf("%w: stargz has one chunk per member", ErrOptions)
+	case o.KeepDiffID && (o.Format == estargz.EStargz || legacy || o.Uncompressed):
 		return fmt.Errorf("%w: to keep the diffID, the TOC must be external or the format zstd:chunked", ErrOptions)
 	case o.Order != nil && len(o.Globs) > 0:
 		return fmt.Errorf("%w: a record and a prefetch list", ErrOptions)
-	case o.Uncompressed && (o.Order != nil || len(o.Globs) > 0):
+	case o.Uncompressed && first:
 		return fmt.Errorf("%w: plain tars have no prioritized files", ErrOptions)
 	}
 	return nil

@@ -323,6 +323,11 @@ func (c *collector) endFile() {
 			last.ChunkSize = 0
 		}
 	}
+	if c.o.Format == LegacyStargz {
+		for i := range c.pending {
+			c.pending[i].ChunkDigest = ""
+		}
+	}
 }
 
 // flush appends the pending lines to the TOC.
@@ -430,12 +435,10 @@ func (c *collector) finish(p *plan) (*Result, error) {
 	r := &Result{TOCDigest: toc.digest, Entries: len(c.ends) - len(c.dropped), Matched: p.matched, Missed: p.missed}
 	var checksum oci.Digest
 	switch c.o.Format {
-	case EStargz, EStargzExternal:
+	case EStargz, EStargzExternal, LegacyStargz:
 		err = c.finishGzip(e, toc, r)
 	case ZstdChunked, ZstdChunkedContainerd:
 		checksum, err = c.finishZstd(e, toc, split, &f)
-	case LegacyStargz:
-		panic("estargz: internal error: format was checked")
 	}
 	if err != nil {
 		return nil, err
@@ -493,6 +496,9 @@ func (c *collector) finishGzip(e *encoder, toc tocWriter, r *Result) error {
 		return c.write(appendExternalFooter(nil))
 	}
 	c.raw += int64(len(header)) + toc.size + int64(len(end))
+	if c.o.Format == LegacyStargz {
+		return c.write(appendLegacyFooter(member, at))
+	}
 	return c.write(appendEStargzFooter(member, at))
 }
 

@@ -23,7 +23,8 @@ const (
 	EStargz Format = iota
 	// EStargzExternal is gzip, with the TOC in a blob of its own.
 	EStargzExternal
-	// LegacyStargz is the predecessor of eStargz. It is only read.
+	// LegacyStargz is the predecessor of eStargz: its TOC has no digests of chunks,
+	// and there are no landmarks.
 	LegacyStargz
 	// ZstdChunked is zstd with the TOC and the tar-split in skippable frames, as
 	// containers/storage has it.
@@ -52,6 +53,9 @@ func (f Format) String() string {
 
 // zstd tells which of the two compressions the format has.
 func (f Format) zstd() bool { return f == ZstdChunked || f == ZstdChunkedContainerd }
+
+// inTar tells whether the TOC is the last entry of the tar.
+func (f Format) inTar() bool { return f == EStargz || f == LegacyStargz }
 
 // Sizes of footers in bytes.
 const (
@@ -197,6 +201,15 @@ func gzipFooterTail() []byte {
 // appendEStargzFooter appends the footer of a blob whose TOC is at offset.
 func appendEStargzFooter(b []byte, offset int64) []byte {
 	b = append(b, gzipFooterHead(26, 22)...)
+	b = fmt.Appendf(b, "%016x%s", offset, stargzMagic)
+	return append(b, gzipFooterTail()...)
+}
+
+// appendLegacyFooter appends the footer of a [LegacyStargz] blob whose TOC is at
+// offset. Its extra field has no subfields, which RFC 1952 wants and no reader
+// minds.
+func appendLegacyFooter(b []byte, offset int64) []byte {
+	b = append(b, gzipFooterHead(22, 0)[:12]...)
 	b = fmt.Appendf(b, "%016x%s", offset, stargzMagic)
 	return append(b, gzipFooterTail()...)
 }

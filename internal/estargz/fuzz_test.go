@@ -8,6 +8,7 @@ import (
 
 func FuzzFooter(f *testing.F) {
 	f.Add(appendEStargzFooter(nil, 0), int64(100))
+	f.Add(appendLegacyFooter(nil, 0), int64(100))
 	f.Add(appendExternalFooter(nil), int64(100))
 	f.Add(appendZstdFooter(nil, Footer{Format: ZstdChunked}), int64(100))
 	f.Add(appendZstdFooter(nil, Footer{Format: ZstdChunkedContainerd}), int64(100))

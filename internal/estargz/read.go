@@ -98,15 +98,22 @@ func (r *Reader) ReadChunk(c Chunk, p []byte) error {
 	if c.Digest == "" {
 		return fmt.Errorf("read chunk at %d: %w", c.Offset, ErrUnverified)
 	}
-	if c.Zeros {
-		clear(p)
-	} else if err := r.decode(c, p); err != nil {
+	if err := r.fill(c, p); err != nil {
 		return err
 	}
 	if got := digestOf(sumOf(p)); got != c.Digest {
 		return &stream.MismatchError{What: "chunk", Want: c.Digest, Got: got, WantSize: c.Size, GotSize: c.Size}
 	}
 	return nil
+}
+
+// fill fills p with a chunk that has not been verified.
+func (r *Reader) fill(c Chunk, p []byte) error {
+	if c.Zeros {
+		clear(p)
+		return nil
+	}
+	return r.decode(c, p)
 }
 
 // decode fills p with what is at the chunk's place.

@@ -67,6 +67,12 @@ func checkFiles(t *testing.T, r *Reader, files []file) {
 		if f.typ == tar.TypeLink {
 			f.body = last[f.link].body
 		}
+		if r.Format() == LegacyStargz && e.ChunkCount > 1 {
+			if n, err := r.ReadFileAt(e, make([]byte, len(f.body)), 0); n > 0 || !errors.Is(err, ErrUnverified) {
+				t.Errorf("read of %q, whose chunks have no digests: %d bytes, %v", f.name, n, err)
+			}
+			continue
+		}
 		got := make([]byte, len(f.body)+1)
 		if n, err := r.ReadFileAt(e, got, 0); n != len(f.body) || !errors.Is(err, io.EOF) || !bytes.Equal(got[:n], f.body) {
 			t.Errorf("read of %q: %d bytes, %v", f.name, n, err)
@@ -77,6 +83,31 @@ func checkFiles(t *testing.T, r *Reader, files []file) {
 				t.Errorf("read of a part of %q: %v", f.name, err)
 			}
 		}
+	}
+}
+
+// TestVerifiesWholeFiles exchanges a chunk, and a file's digest, in a layer whose
+// chunks have no digests.
+func TestVerifiesWholeFiles(t *testing.T) {
+	t.Parallel()
+	files := tree()
+	blob, _ := write(t, makeTar(t, files), Options{Format: LegacyStargz, ChunkSize: 5000})
+	r := mustOpen(t, blob, OpenOptions{})
+	if _, err := r.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := r.Lookup("b/big")
+	row := r.table.nodes[e.node].first
+	good := r.table.chunks[row]
+	r.table.chunks[row].offset = r.table.chunks[row+1].offset
+	if _, err := r.Verify(t.Context()); !errors.Is(err, stream.ErrMismatch) {
+		t.Errorf("a chunk twice: got %v", err)
+	}
+	r.table.chunks[row] = good
+	x := &r.table.extras[r.table.nodes[e.node].extra-1]
+	x.has = false
+	if _, err := r.Verify(t.Context()); !errors.Is(err, ErrUnverified) {
+		t.Errorf("no digest at all: got %v", err)
 	}
 }
 

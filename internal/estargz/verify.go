@@ -44,7 +44,9 @@ type VerifyResult struct {
 // Verify reads the whole blob twice: once each chunk at its offset, against its
 // digest, and once as the stream that an eager pull unpacks, of which every
 // entry must be what the TOC says. Times are compared in whole seconds, which is
-// all that eStargz keeps. A TOC without digests does not pass. Errors:
+// all that eStargz keeps. Of a file whose chunks have no digests, as in
+// [LegacyStargz], the digest of the whole is held against what is at their offsets;
+// without any it does not pass. Errors:
 // [ErrDisagree], [stream.ErrMismatch], [ErrUnverified], [layer.ErrFormat] and
 // those of the source. It ends early with ctx.
 func (r *Reader) Verify(ctx context.Context) (VerifyResult, error) {
@@ -76,18 +78,44 @@ func (r *Reader) verifyChunks(ctx context.Context, result *VerifyResult) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
+		var whole hash.Hash // of a file whose chunks have no digests
+		if e.Digest != "" && r.lacksChunkDigests(e) {
+			whole = sha256.New()
+		}
 		for c := range r.Chunks(e) {
 			if c.Size > r.limits.MaxChunkBytes {
 				return malformed("%q has a chunk of %d bytes", clip(e.Name), c.Size)
 			}
 			buf = slices.Grow(buf[:0], int(c.Size))[:c.Size]
-			if err := r.ReadChunk(c, buf); err != nil {
+			read := r.ReadChunk
+			if whole != nil {
+				read = r.fill
+			}
+			if err := read(c, buf); err != nil {
 				return fmt.Errorf("verify %q: %w", clip(e.Name), err)
+			}
+			if whole != nil {
+				_, _ = whole.Write(buf) // hashes never fail
 			}
 			result.Chunks++
 		}
+		if whole != nil && !sumIs(whole, e.Digest) {
+			return fmt.Errorf("verify %q: %w", clip(e.Name), &stream.MismatchError{
+				What: "file", Want: e.Digest, Got: oci.DigestOf(oci.SHA256, whole), WantSize: e.Size, GotSize: e.Size,
+			})
+		}
 	}
 	return nil
+}
+
+// lacksChunkDigests tells whether one of a file's chunks has no digest.
+func (r *Reader) lacksChunkDigests(e Entry) bool {
+	for i := range uint32(e.ChunkCount) {
+		if row := r.table.nodes[e.node].first + i; r.table.chunks[row].flags&chunkVerified == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // verifier compares a tar with a TOC.
@@ -246,7 +274,7 @@ func (v *verifier) sameContent(e Entry) (bool, error) {
 			n := min(int64(len(part)), left)
 			_, _ = chunk.Write(part[:n])
 			part, left = part[n:], left-n
-			same = left > 0 || sumIs(chunk, want)
+			same = left > 0 || want == "" || sumIs(chunk, want) // "": the file's digest tells
 		}
 	}
 	return same && (e.Digest == "" || e.Size == 0 && e.Digest == oci.DigestBytes(nil) || sumIs(file, e.Digest)), nil

@@ -37,24 +37,25 @@ const (
 
 // Options of [Write]. The zero value is the default.
 type Options struct {
-	Format    Format // all but [LegacyStargz]
-	Level     int    // of gzip 1 to 9, of zstd 1 to 22; 0 is [DefaultGzipLevel] or [DefaultZstdLevel]
-	ChunkSize int64  // bytes, 256 MiB at most; 0 is [DefaultChunkSize]
+	Format    Format
+	Level     int   // of gzip 1 to 9, of zstd 1 to 22; 0 is [DefaultGzipLevel] or [DefaultZstdLevel]
+	ChunkSize int64 // bytes, 256 MiB at most; 0 is [DefaultChunkSize]
 
 	// MinChunkSize puts chunks into one member until it holds this many
 	// uncompressed bytes. Containerd's writer counts compressed ones, which would
 	// make the place of a boundary wait for what is before it. 0 is one chunk per
-	// member. Only gzip has it.
+	// member. Only eStargz has it.
 	MinChunkSize int64
 
 	// Prioritized names what to put first, in this order, each behind its parents
 	// and what it is a hard link to. Names that the layer does not have are
-	// skipped. With names, the layer is read more than once.
+	// skipped. With names, the layer is read more than once. [LegacyStargz] cannot
+	// say what is first, and has none.
 	Prioritized []string
 
 	// Lossless keeps the tar, and so its diffID, as it is. The names in
 	// Prioritized are listed in the TOC instead of moved. The TOC is not in the
-	// tar, so the format must not be [EStargz].
+	// tar, so the format must be neither [EStargz] nor [LegacyStargz].
 	Lossless bool
 
 	// TOC gets the TOC's blob of an [EStargzExternal] layer.
@@ -92,15 +93,17 @@ func (o *Options) check() error {
 	}
 	o.Level = cmp.Or(o.Level, level)
 	switch {
-	case o.Format == LegacyStargz || o.Format > ZstdChunkedContainerd:
-		return fmt.Errorf("write layer: the format %v is only read", o.Format)
+	case o.Format > ZstdChunkedContainerd:
+		return fmt.Errorf("write layer: unknown format %v", o.Format)
 	case o.Level < 1 || o.Level > highest:
 		return fmt.Errorf("write layer: level %d is not within 1 and %d", o.Level, highest)
 	case o.ChunkSize < 1 || o.ChunkSize > maxChunkSize:
 		return fmt.Errorf("write layer: chunk size %d is not within 1 and %d", o.ChunkSize, maxChunkSize)
-	case o.MinChunkSize < 0 || o.MinChunkSize > maxChunkSize || o.MinChunkSize > 0 && o.Format.zstd():
+	case o.MinChunkSize < 0 || o.MinChunkSize > maxChunkSize || o.MinChunkSize > 0 && (o.Format.zstd() || o.Format == LegacyStargz):
 		return fmt.Errorf("write layer: min chunk size %d is not possible with %v", o.MinChunkSize, o.Format)
-	case o.Lossless && o.Format == EStargz:
+	case o.Prioritized != nil && o.Format == LegacyStargz:
+		return errors.New("write layer: nothing can come first in stargz")
+	case o.Lossless && o.Format.inTar():
 		return errors.New("write layer: the TOC must be external to keep the diffID")
 	case o.Format == EStargzExternal && o.TOC == nil:
 		return errors.New("write layer: nothing to write the external TOC to")
@@ -216,7 +219,7 @@ func (w *writer) produce(open func(context.Context) (io.ReadCloser, error)) erro
 	if err := w.begin(); err != nil {
 		return err
 	}
-	if !w.o.Lossless {
+	if !w.o.Lossless && w.o.Format != LegacyStargz {
 		if err := w.writePlan(); err != nil {
 			return err
 		}
@@ -248,7 +251,7 @@ func (w *writer) produce(open func(context.Context) (io.ReadCloser, error)) erro
 	}
 	if w.o.Lossless {
 		err = t.rest(w.raw)
-	} else if _, err = t.tar.Drain(); err == nil && w.o.Format != EStargz {
+	} else if _, err = t.tar.Drain(); err == nil && !w.o.Format.inTar() {
 		err = w.raw(make([]byte, 2*tarBlockBytes))
 	}
 	if err != nil {
@@ -413,6 +416,11 @@ func (w *writer) beginChunk(e *tocEntry, offset int64, landmark bool) error {
 // annotate sets what the layer's descriptor says.
 func (r *Result) annotate(f Footer, checksum oci.Digest) {
 	r.MediaType = oci.MediaTypeLayerGz
+	if f.Format == LegacyStargz {
+		// With its TOC's digest, containerd's snapshotter would mount the layer, and
+		// then find no digest of any chunk that is read.
+		return
+	}
 	r.Annotations = map[string]string{
 		AnnotationTOCDigest:        r.TOCDigest.String(),
 		AnnotationUncompressedSize: strconv.FormatInt(r.UncompressedSize, 10),

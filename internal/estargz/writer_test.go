@@ -3,6 +3,7 @@ package estargz
 import (
 	"archive/tar"
 	"bytes"
+	stdgzip "compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -79,6 +80,8 @@ func TestWrite(t *testing.T) {
 		{"podman", Options{Format: ZstdChunked, ChunkSize: 5000, Prioritized: list}},
 		{"podman lossless", Options{Format: ZstdChunked, Lossless: true}},
 		{"containerd zstd", Options{Format: ZstdChunkedContainerd, ChunkSize: 5000}},
+		{"stargz", Options{Format: LegacyStargz}},
+		{"stargz, small chunks", Options{Format: LegacyStargz, ChunkSize: 5000, Level: 9}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -133,6 +136,7 @@ func checkWritten(t *testing.T, files []file, src []byte, o Options) {
 	case ZstdChunked:
 		checkTarSplit(t, blob, r, plain)
 	case LegacyStargz:
+		checkLegacy(t, blob, result)
 	}
 }
 
@@ -151,6 +155,53 @@ func checkOracle(t *testing.T, blob []byte, toc oci.Digest, o Options, opts ...o
 	}
 	if _, err := r.VerifyTOC(digest.Digest(toc)); err != nil {
 		t.Errorf("containerd's library: %v", err)
+	}
+}
+
+// checkLegacy has containerd's library open stargz as what it is, and read files,
+// and looks for what that form did not have yet.
+func checkLegacy(t *testing.T, blob []byte, result *Result) {
+	t.Helper()
+	const footerBytes = 47
+	footer := blob[len(blob)-footerBytes:]
+	_, at, size, err := new(oracle.LegacyGzipDecompressor).ParseFooter(footer)
+	if err != nil || size != 0 {
+		t.Fatalf("containerd's library: %d, %v", size, err)
+	}
+	z, err := stdgzip.NewReader(bytes.NewReader(footer))
+	if err != nil || len(z.Extra) != 22 {
+		t.Errorf("footer is no member with an offset: %v", err)
+	}
+	toc, _, err := new(oracle.LegacyGzipDecompressor).ParseTOC(bytes.NewReader(blob[at : len(blob)-footerBytes]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range toc.Entries {
+		if e.ChunkDigest != "" || e.InnerOffset != 0 || IsMeta(e.Name) || e.Type == "reg" && e.Digest == "" {
+			t.Errorf("%q: %+v", e.Name, e)
+		}
+	}
+	if len(result.Annotations) > 0 {
+		t.Errorf("annotations %v", result.Annotations)
+	}
+	r, err := oracle.Open(io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob))))
+	if err != nil {
+		t.Fatalf("containerd's library: %v", err)
+	}
+	if got := r.TOCDigest(); got != digest.Digest(result.TOCDigest) {
+		t.Errorf("containerd's library has the TOC digest %s, not %s", got, result.TOCDigest)
+	}
+	for _, f := range tree() {
+		if f.typ != tar.TypeReg || len(f.body) == 0 {
+			continue
+		}
+		src, err := r.OpenFile(f.name)
+		if err != nil {
+			t.Fatalf("containerd's library: %v", err)
+		}
+		if got, err := stream.ReadAll(src, 1<<20); err != nil || !bytes.Equal(got, f.body) {
+			t.Errorf("containerd's library reads %d bytes of %q, not %d: %v", len(got), f.name, len(f.body), err)
+		}
 	}
 }
 
@@ -192,6 +243,10 @@ func checkPrefetch(t *testing.T, r *Reader, result *Result, o Options) {
 	case o.Lossless:
 		if want := o.Prioritized != nil; said || (r.Prioritized() != nil) != want {
 			t.Errorf("prefetch %d, %v", size, r.Prioritized())
+		}
+	case o.Format == LegacyStargz:
+		if said {
+			t.Errorf("prefetch %d, want nothing said", size)
 		}
 	case o.Prioritized == nil:
 		if size != 0 || !said {
