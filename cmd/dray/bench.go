@@ -167,13 +167,6 @@ func finishBench(app *cli.App, f benchFlags, report, baseline *bench.Report, lim
 	return nil
 }
 
-func printReport(app *cli.App, report, baseline *bench.Report) error {
-	if app.Globals.JSON {
-		return app.PrintJSON(report)
-	}
-	return report.WriteText(app.Stdout, baseline)
-}
-
 func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string) (bench.Options, error) {
 	o := bench.Options{
 		Modes: f.modes, Repetitions: f.repetitions, WarmUp: !f.noWarmUp, Seed: f.seed,

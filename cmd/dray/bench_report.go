@@ -1,5 +1,3 @@
-//go:build linux
-
 package main
 
 import (
@@ -54,4 +52,11 @@ func runBenchReport(app *cli.App, files []string, output, html, baseline string)
 		}
 	}
 	return printReport(app, merged, before)
+}
+
+func printReport(app *cli.App, report, baseline *bench.Report) error {
+	if app.Globals.JSON {
+		return app.PrintJSON(report)
+	}
+	return report.WriteText(app.Stdout, baseline)
 }

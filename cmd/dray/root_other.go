@@ -11,5 +11,10 @@ import (
 // native gives the program what only Linux has.
 func native(*cli.App) {}
 
-// nativeCommands returns none: pulling, mounting, running and measuring are for Linux.
-func nativeCommands(*cli.App) []*cobra.Command { return nil }
+// nativeCommands returns what is left of commands that need Linux, as pulling, mounting,
+// running and measuring do: reports are read everywhere.
+func nativeCommands(app *cli.App) []*cobra.Command {
+	cmd := &cobra.Command{Use: "bench", Short: "Read what was measured on Linux"}
+	cmd.AddCommand(newBenchReportCommand(app))
+	return []*cobra.Command{cmd}
+}

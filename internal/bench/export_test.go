@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -24,14 +26,13 @@ func Shape(l net.Listener, n Network) (net.Listener, *atomic.Int64) {
 // ServerRival is a rival that is a server of that command line, {socket} replaced.
 func ServerRival(name string, argv ...string) *Rival {
 	return &Rival{
-		Name: name, Kind: "other", ready: listening,
-		server: func(s *site) []string {
+		Name: name, Kind: "other", driver: driver{ready: listening, ask: pullByService(bareReference), server: func(s *site) []string {
 			words := slices.Clone(argv)
 			for i := range words {
 				words[i] = strings.ReplaceAll(words[i], "{socket}", s.socket)
 			}
 			return words
-		}, ask: pullByService(bareReference),
+		}},
 	}
 }
 

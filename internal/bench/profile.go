@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -40,29 +42,6 @@ const profileTick = 2 * time.Millisecond
 
 // maxSites bounds how many places a recording lists.
 const maxSites = 15
-
-// Recording is what a program allocated between two cuts, without what the recorder
-// itself did, which is estimated.
-type Recording struct {
-	Seconds         float64 `json:"seconds"`
-	AllocatedBytes  int64   `json:"allocated_bytes"`     // in total, whether freed or not
-	Allocations     int64   `json:"allocations"`         // calls
-	Temporary       int64   `json:"temporary"`           // of them, those that were garbage at the end
-	PeakHeapBytes   int64   `json:"peak_heap_bytes"`     // objects, garbage not yet collected included; sampled
-	PeakLiveBytes   int64   `json:"peak_live_bytes"`     // the most that a collection left
-	LiveBeforeBytes int64   `json:"live_before_bytes"`   // after a collection
-	LiveAfterBytes  int64   `json:"live_after_bytes"`    // after a collection
-	Collections     int64   `json:"garbage_collections"` // the cuts' own included
-	Peak            []Site  `json:"peak_sites"`          // what was live when most was, by place, sampled
-	Allocated       []Site  `json:"allocated_sites"`     // what was allocated since the program's start, by place, sampled
-}
-
-// Site is a place in the program and what it has allocated.
-type Site struct {
-	Place   string `json:"place"` // function file:line, and dray's own caller of it
-	Bytes   int64  `json:"bytes"`
-	Objects int64  `json:"objects"`
-}
 
 // recorder profiles its own program.
 type recorder struct {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -13,17 +15,6 @@ import (
 	"syscall"
 	"time"
 )
-
-// Profile is the memory report of one pull, as heaptrack makes them for others.
-type Profile struct {
-	Rival     string     `json:"rival"`
-	Image     string     `json:"image"`
-	Error     string     `json:"error,omitempty"`
-	Seconds   float64    `json:"seconds"` // of the pull
-	PeakRSS   int64      `json:"peak_rss_bytes"`
-	Files     string     `json:"files,omitempty"` // directory of the pprof files
-	Recording *Recording `json:"recording,omitempty"`
-}
 
 // ErrNoProfile reports that none of the servers can be profiled.
 var ErrNoProfile = errors.New("only dray itself can be profiled: name bin/dray among the servers (dray-guest leaves profiles out, to be small)")
@@ -134,37 +125,4 @@ func cutProfile(ctx context.Context, server *process, dir string, n int) (string
 		return "", fmt.Errorf("the server wrote no profile (is it another dray's?): %w", err)
 	}
 	return made, err
-}
-
-// text writes the memory report in heaptrack's words.
-func (p *Profile) text(t *text) {
-	t.line("[%s]", p.Image)
-	if p.Error != "" {
-		t.line("FAILED: %s", p.Error)
-		return
-	}
-	r := p.Recording
-	rate := func(n int64) float64 { return float64(n) / max(p.Seconds, 1e-9) }
-	t.line("bytes allocated in total (ignoring deallocations): %s (%.2fMB/s)", heapMB(r.AllocatedBytes), rate(r.AllocatedBytes)/1e6)
-	t.line("calls to allocation functions: %d (%.0f/s)", r.Allocations, rate(r.Allocations))
-	t.line("temporary memory allocations: %d (%.0f/s)", r.Temporary, rate(r.Temporary))
-	t.line("peak heap memory consumption: %s, of it live %s", heapMB(r.PeakHeapBytes), heapMB(r.PeakLiveBytes))
-	t.line("peak RSS (including the recorder): %s", heapMB(p.PeakRSS))
-	t.line("still live after the pull: %s (before it: %s; including the recorder)", heapMB(r.LiveAfterBytes), heapMB(r.LiveBeforeBytes))
-	t.line("live at the peak, by place (sampled):")
-	for _, s := range r.Peak {
-		t.line("  %s in %d: %s", heapMB(s.Bytes), s.Objects, s.Place)
-	}
-	t.line("profiles: %s", p.Files)
-}
-
-// heapMB prints a size as heaptrack does.
-func heapMB(n int64) string {
-	switch {
-	case n < 1000:
-		return fmt.Sprintf("%dB", n)
-	case n < 1e6:
-		return fmt.Sprintf("%.2fKB", float64(n)/1e3)
-	}
-	return fmt.Sprintf("%.2fMB", float64(n)/1e6)
 }

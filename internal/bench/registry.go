@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -17,16 +19,6 @@ import (
 	"dray/internal/oci"
 	"dray/internal/registryd"
 )
-
-// Fault is something that the registry does wrong, once in so many requests for
-// blobs.
-type Fault struct {
-	Name  string        `json:"name"`
-	Every int64         `json:"every"`
-	code  int           // answer with it
-	cut   bool          // end the connection in the middle of the answer
-	stall time.Duration // answer late
-}
 
 // ParseFault reads CODE/N, cut/N or stall=DURATION/N: every Nth request for a blob
 // is answered with the HTTP status, cut off, or answered late.

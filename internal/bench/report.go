@@ -1,10 +1,12 @@
 package bench
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"dray/internal/durable"
@@ -84,6 +86,87 @@ type Run struct {
 	Timeline  []Span  `json:"timeline,omitempty"` // of a dray, individual mode
 }
 
+// disturbedShare is the share of the machine that others may use before a run
+// counts as disturbed.
+const disturbedShare = 0.10
+
+// Rival is a program under test.
+type Rival struct {
+	Name    string `json:"name"` // as it was given
+	Kind    string `json:"kind"`
+	Path    string `json:"path,omitempty"`
+	Version string `json:"version"`
+
+	driver // how it is measured; empty where it cannot be, and in reports that were read
+}
+
+// Fault is something that the registry does wrong, once in so many requests for
+// blobs.
+type Fault struct {
+	Name  string        `json:"name"`
+	Every int64         `json:"every"`
+	code  int           // answer with it
+	cut   bool          // end the connection in the middle of the answer
+	stall time.Duration // answer late
+}
+
+// Point is what the processes of a run held and had used at one moment.
+type Point struct {
+	Seconds    float64 `json:"s"`   // since the request
+	RSSBytes   int64   `json:"rss"` // sum over all processes
+	CPUSeconds float64 `json:"cpu"` // since the run began
+}
+
+// Usage is what a directory takes on the disk, hard links counted once.
+type Usage struct {
+	Blocks   int64 `json:"blocks_bytes"`
+	Apparent int64 `json:"apparent_bytes"`
+	Files    int64 `json:"files"`
+}
+
+// Span is one stage of a pull, or one layer in it; seconds since the request.
+type Span struct {
+	Name  string  `json:"name"` // resolve, layers, sync, mount, answer; or layer
+	Layer string  `json:"layer,omitempty"`
+	Bytes int64   `json:"bytes,omitempty"` // of the layer, as it was sent
+	Begin float64 `json:"begin"`
+	End   float64 `json:"end"`
+}
+
+// Profile is the memory report of one pull, as heaptrack makes them for others.
+type Profile struct {
+	Rival     string     `json:"rival"`
+	Image     string     `json:"image"`
+	Error     string     `json:"error,omitempty"`
+	Seconds   float64    `json:"seconds"` // of the pull
+	PeakRSS   int64      `json:"peak_rss_bytes"`
+	Files     string     `json:"files,omitempty"` // directory of the pprof files
+	Recording *Recording `json:"recording,omitempty"`
+}
+
+// Recording is what a program allocated between two cuts, without what the recorder
+// itself did, which is estimated.
+type Recording struct {
+	Seconds         float64 `json:"seconds"`
+	AllocatedBytes  int64   `json:"allocated_bytes"`     // in total, whether freed or not
+	Allocations     int64   `json:"allocations"`         // calls
+	Temporary       int64   `json:"temporary"`           // of them, those that were garbage at the end
+	PeakHeapBytes   int64   `json:"peak_heap_bytes"`     // objects, garbage not yet collected included; sampled
+	PeakLiveBytes   int64   `json:"peak_live_bytes"`     // the most that a collection left
+	LiveBeforeBytes int64   `json:"live_before_bytes"`   // after a collection
+	LiveAfterBytes  int64   `json:"live_after_bytes"`    // after a collection
+	Collections     int64   `json:"garbage_collections"` // the cuts' own included
+	Peak            []Site  `json:"peak_sites"`          // what was live when most was, by place, sampled
+	Allocated       []Site  `json:"allocated_sites"`     // what was allocated since the program's start, by place, sampled
+}
+
+// Site is a place in the program and what it has allocated.
+type Site struct {
+	Place   string `json:"place"` // function file:line, and dray's own caller of it
+	Bytes   int64  `json:"bytes"`
+	Objects int64  `json:"objects"`
+}
+
 // ErrNewerSchema reports a report that this program is too old for.
 var ErrNewerSchema = errors.New("the report is of a newer schema: use a newer dray")
 
@@ -106,6 +189,9 @@ func ReadReport(path string) (*Report, error) {
 	r := &Report{}
 	if err := json.Unmarshal(raw, r); err != nil {
 		return nil, fmt.Errorf("read report %s: %w", path, err)
+	}
+	if slices.Contains(r.Rivals, nil) {
+		return nil, fmt.Errorf("read report %s: a rival without a name", path)
 	}
 	return r, nil
 }
@@ -132,28 +218,60 @@ func (r *Report) Failed() bool {
 	return false
 }
 
-// Merge adds the runs of other reports, their rivals and images.
+// Merge adds the runs of other reports, their rivals and images. A rival that has the
+// name of another version in an earlier report gets a name of its own, so that the two
+// are compared, not mixed.
 func Merge(reports ...*Report) *Report {
 	merged := *reports[0]
+	merged.Rivals, merged.Images, merged.Notes = slices.Clone(merged.Rivals), slices.Clone(merged.Images), slices.Clone(merged.Notes)
+	merged.Runs, merged.Profiles = slices.Clone(merged.Runs), slices.Clone(merged.Profiles)
 	for _, r := range reports[1:] {
+		merged.Incomplete = merged.Incomplete || r.Incomplete
+		names := map[string]string{}
 		for _, rival := range r.Rivals {
-			if merged.rival(rival.Name) == nil {
-				merged.Rivals = append(merged.Rivals, rival)
-			}
+			names[rival.Name] = merged.adopt(rival)
 		}
 		for _, i := range r.Images {
-			if merged.image(i.Name) == nil {
+			known := merged.image(i.Name)
+			if known == nil {
 				merged.Images = append(merged.Images, i)
+			} else if known.Manifest != i.Manifest {
+				merged.Notes = append(merged.Notes, fmt.Sprintf("image %s is %s in one report and %s in another: its figures are not comparable", i.Name, known.Manifest, i.Manifest))
 			}
 		}
 		if r.Machine.Kernel != merged.Machine.Kernel || r.Machine.CPU != merged.Machine.CPU {
 			merged.Notes = append(merged.Notes, "merged from different machines: compare with care")
 		}
 		merged.Notes = append(merged.Notes, r.Notes...)
-		merged.Runs = append(merged.Runs, r.Runs...)
-		merged.Profiles = append(merged.Profiles, r.Profiles...)
+		for _, run := range r.Runs {
+			run.Rival = cmp.Or(names[run.Rival], run.Rival)
+			merged.Runs = append(merged.Runs, run)
+		}
+		for _, profile := range r.Profiles {
+			profile.Rival = cmp.Or(names[profile.Rival], profile.Rival)
+			merged.Profiles = append(merged.Profiles, profile)
+		}
 	}
 	return &merged
+}
+
+// adopt adds a rival unless it is there, and returns the name that it has now.
+func (r *Report) adopt(rival *Rival) string {
+	name := rival.Name
+	for n := 2; ; n++ {
+		known := r.rival(name)
+		if known == nil {
+			break
+		}
+		if known.Kind == rival.Kind && known.Version == rival.Version {
+			return name
+		}
+		name = fmt.Sprintf("%s (%d)", rival.Name, n)
+	}
+	renamed := *rival
+	renamed.Name = name
+	r.Rivals = append(r.Rivals, &renamed)
+	return name
 }
 
 func (r *Report) rival(name string) *Rival {

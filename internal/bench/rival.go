@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -33,14 +35,9 @@ func (r request) scheme() string {
 // rootfs is where the image's root file system is wanted, or found.
 func (r request) rootfs() string { return filepath.Join(r.bundle, "rootfs") }
 
-// Rival is a program under test. All of its functions work inside a site; those
+// driver is how a rival is measured. All of its functions work inside a site; those
 // that are nil are not needed.
-type Rival struct {
-	Name    string `json:"name"` // as it was given
-	Kind    string `json:"kind"`
-	Path    string `json:"path,omitempty"`
-	Version string `json:"version"`
-
+type driver struct {
 	environment []string // NAME=VALUE, of the server, beside the bench's own
 	// prepare writes configuration and does what is not to be measured.
 	prepare func(ctx context.Context, s *site, r request) error

@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -47,10 +49,6 @@ const (
 
 // ErrSameName reports rivals that could not be told apart in the report.
 var ErrSameName = errors.New("two servers are called")
-
-// disturbedShare is the share of the machine that others may use before a run
-// counts as disturbed.
-const disturbedShare = 0.10
 
 // harness is one bench under way.
 type harness struct {

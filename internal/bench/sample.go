@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -16,13 +18,6 @@ const sampleInterval = 10 * time.Millisecond
 
 // maxPoints bounds the series of one run; a long one is thinned out.
 const maxPoints = 500
-
-// Point is what the processes of a run held and had used at one moment.
-type Point struct {
-	Seconds    float64 `json:"s"`   // since the request
-	RSSBytes   int64   `json:"rss"` // sum over all processes
-	CPUSeconds float64 `json:"cpu"` // since the run began
-}
 
 // sampler watches the processes of a run.
 type sampler struct {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -283,13 +285,6 @@ func mountsBelow(dir string) ([]string, error) {
 		}
 	}
 	return found, nil
-}
-
-// Usage is what a directory takes on the disk, hard links counted once.
-type Usage struct {
-	Blocks   int64 `json:"blocks_bytes"`
-	Apparent int64 `json:"apparent_bytes"`
-	Files    int64 `json:"files"`
 }
 
 // diskUsage measures dir without what is mounted in it.

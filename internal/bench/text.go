@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -255,4 +256,37 @@ func (t *text) ratios(network string) {
 		_, _ = fmt.Fprintln(w)
 	}
 	_ = w.Flush() // t.w keeps its error
+}
+
+// text writes the memory report in heaptrack's words.
+func (p *Profile) text(t *text) {
+	t.line("[%s]", p.Image)
+	r := p.Recording
+	if p.Error != "" || r == nil {
+		t.line("FAILED: %s", cmp.Or(p.Error, "nothing was recorded"))
+		return
+	}
+	rate := func(n int64) float64 { return float64(n) / max(p.Seconds, 1e-9) }
+	t.line("bytes allocated in total (ignoring deallocations): %s (%.2fMB/s)", heapMB(r.AllocatedBytes), rate(r.AllocatedBytes)/1e6)
+	t.line("calls to allocation functions: %d (%.0f/s)", r.Allocations, rate(r.Allocations))
+	t.line("temporary memory allocations: %d (%.0f/s)", r.Temporary, rate(r.Temporary))
+	t.line("peak heap memory consumption: %s, of it live %s", heapMB(r.PeakHeapBytes), heapMB(r.PeakLiveBytes))
+	t.line("peak RSS (including the recorder): %s", heapMB(p.PeakRSS))
+	t.line("still live after the pull: %s (before it: %s; including the recorder)", heapMB(r.LiveAfterBytes), heapMB(r.LiveBeforeBytes))
+	t.line("live at the peak, by place (sampled):")
+	for _, s := range r.Peak {
+		t.line("  %s in %d: %s", heapMB(s.Bytes), s.Objects, s.Place)
+	}
+	t.line("profiles: %s", p.Files)
+}
+
+// heapMB prints a size as heaptrack does.
+func heapMB(n int64) string {
+	switch {
+	case n < 1000:
+		return fmt.Sprintf("%dB", n)
+	case n < 1e6:
+		return fmt.Sprintf("%.2fKB", float64(n)/1e3)
+	}
+	return fmt.Sprintf("%.2fMB", float64(n)/1e6)
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package bench
 
 import (
@@ -7,15 +9,6 @@ import (
 	"slices"
 	"time"
 )
-
-// Span is one stage of a pull, or one layer in it; seconds since the request.
-type Span struct {
-	Name  string  `json:"name"` // resolve, layers, sync, mount, answer; or layer
-	Layer string  `json:"layer,omitempty"`
-	Bytes int64   `json:"bytes,omitempty"` // of the layer, as it was sent
-	Begin float64 `json:"begin"`
-	End   float64 `json:"end"`
-}
 
 // logLine is what a timeline needs of a line of dray's log (docs/formats.md).
 type logLine struct {
