@@ -90,9 +90,15 @@ func (i *Images) Convert(ctx context.Context, source, target string, o ConvertOp
 		return nil, err
 	}
 	defer func() { _ = from.Close() }()
-	if err := i.order(ctx, from, &o, options); err != nil {
+	var skipped []string // of records
+	if err := i.order(ctx, from, &o, options, &skipped); err != nil {
 		return nil, fmt.Errorf("convert %s: %w", source, err)
 	}
+	defer func() {
+		if result != nil {
+			result.Notes = append(result.Notes, skipped...)
+		}
+	}()
 	if o.DryRun {
 		if _, err := oci.ParseReference(target); err != nil {
 			return nil, err
@@ -156,8 +162,9 @@ func (i *Images) convertOptions(o *ConvertOptions) (*convert.Options, error) {
 	return options, err
 }
 
-// order sets what comes first.
-func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOptions, options *convert.Options) error {
+// order sets what comes first. What of several records cannot be read is appended to
+// skipped, at the latest when the order has been asked for.
+func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOptions, options *convert.Options, skipped *[]string) error {
 	given := 0
 	for _, is := range []bool{o.Record != nil, o.RecordRef != "", o.Referrers, o.CopyFrom != "", o.Prefetch != nil} {
 		if is {
@@ -178,10 +185,10 @@ func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOpt
 		options.Order = func(context.Context, oci.Descriptor) ([]record.Entry, error) { return rec.Entries, nil }
 	case o.RecordRef != "":
 		read.From = records.Records
-		return i.orderOf(ctx, o.RecordRef, read, options)
+		return i.orderOf(ctx, o.RecordRef, read, options, skipped)
 	case o.CopyFrom != "":
 		read.From = records.Layers
-		return i.orderOf(ctx, o.CopyFrom, read, options)
+		return i.orderOf(ctx, o.CopyFrom, read, options, skipped)
 	case o.Referrers:
 		several := o.AllPlatforms || len(o.Platforms) > 1
 		options.Order = func(ctx context.Context, manifest oci.Descriptor) ([]record.Entry, error) {
@@ -192,6 +199,7 @@ func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOpt
 			if err != nil {
 				return nil, err
 			}
+			noteSkipped(skipped, found)
 			return found.Entries, nil
 		}
 	case o.Prefetch != nil:
@@ -204,7 +212,7 @@ func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOpt
 
 // orderOf takes the order from another reference: one for all images if it is a
 // record image, else that of the image for the same platform.
-func (i *Images) orderOf(ctx context.Context, reference string, read records.Options, options *convert.Options) error {
+func (i *Images) orderOf(ctx context.Context, reference string, read records.Options, options *convert.Options, skipped *[]string) error {
 	ref, err := oci.ParseReference(reference)
 	if err != nil {
 		return err
@@ -225,6 +233,7 @@ func (i *Images) orderOf(ctx context.Context, reference string, read records.Opt
 			if byPlatform[name], err = records.Read(ctx, r, read); err != nil {
 				return nil, err
 			}
+			noteSkipped(skipped, byPlatform[name])
 		}
 		return byPlatform[name].Entries, nil
 	}
@@ -233,6 +242,13 @@ func (i *Images) orderOf(ctx context.Context, reference string, read records.Opt
 		return nil // of other platforms it may be
 	}
 	return err
+}
+
+// noteSkipped notes what of a record could not be read.
+func noteSkipped(notes *[]string, found *records.Result) {
+	for _, why := range found.Unreadable {
+		*notes = append(*notes, "skipped of the record: "+why)
+	}
 }
 
 // convertEvents makes a pull's events of a conversion's, for the same displays.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"dray/internal/inspect"
 	"dray/internal/layer"
@@ -44,7 +45,7 @@ type Record struct {
 	Records    int          `json:"records"`              // that were put together
 	Lines      int          `json:"lines"`                // with repeated and skipped ones
 	Skipped    int          `json:"skipped_lines"`        // that no image can have
-	Unreadable []string     `json:"unreadable,omitempty"` // attached records that are none, and why
+	Unreadable []string     `json:"unreadable,omitempty"` // attached records, or layers, that were skipped, and why
 }
 
 // ReadRecord reads a record: JSON lines, as containerd's tools write them.
@@ -172,6 +173,7 @@ type RecordUse struct {
 	Bytes     int64            `json:"bytes"`             // of what matched
 	Share     float64          `json:"share"`             // of the image's bytes, 0 to 1
 	Layers    []RecordLayerUse `json:"layers"`            // bottom first
+	Notes     []string         `json:"notes,omitempty"`   // what was fallen back to, and why
 }
 
 // RecordLayerUse is a layer's part of a [RecordUse].
@@ -187,12 +189,16 @@ type RecordLayerUse struct {
 // layer. It reads the TOCs of seekable layers, and all of the others.
 func (i *Images) ApplyRecord(ctx context.Context, entries []RecordEntry, reference string) (use *RecordUse, err error) {
 	err = i.look(ctx, reference, func(image *inspect.Image) error {
-		names := image.Names(ctx, i.layerLimits(), record.ContentSizes(entries))
+		use = &RecordUse{}
+		names := image.Names(ctx, inspect.NamesOptions{
+			Limits: i.layerLimits(), Hash: record.ContentSizes(entries),
+			Note: func(text string) { use.Notes = append(use.Notes, text) }, // one layer after another
+		})
 		plan, err := record.Apply(entries, names)
 		if err != nil {
 			return fmt.Errorf("apply record to %s: %w", reference, err)
 		}
-		use = recordUse(image, plan)
+		use.describe(image, plan)
 		use.Reference = reference
 		for n := range entries {
 			if m := entries[n].ManifestDigest; m != "" && m != image.Descriptor.Digest {
@@ -204,18 +210,15 @@ func (i *Images) ApplyRecord(ctx context.Context, entries []RecordEntry, referen
 	return use, err
 }
 
-func recordUse(image *inspect.Image, plan *record.Plan) *RecordUse {
-	use := &RecordUse{
-		Manifest: image.Descriptor.Digest, Platform: image.Platform(),
-		Matched: plan.Matched, Moved: plan.Moved, Missing: plan.Missing, Share: plan.Share(),
-	}
+func (u *RecordUse) describe(image *inspect.Image, plan *record.Plan) {
+	u.Manifest, u.Platform = image.Descriptor.Digest, image.Platform()
+	u.Matched, u.Moved, u.Missing, u.Share = plan.Matched, plan.Moved, plan.Missing, plan.Share()
 	for n, l := range plan.Layers {
-		use.Bytes += l.Bytes
-		use.Layers = append(use.Layers, RecordLayerUse{
+		u.Bytes += l.Bytes
+		u.Layers = append(u.Layers, RecordLayerUse{
 			Digest: image.Manifest.Layers[n].Digest, Paths: l.Paths, Bytes: l.Bytes, TotalFiles: l.TotalFiles, TotalBytes: l.TotalBytes,
 		})
 	}
-	return use
 }
 
 // ReadRecordList makes a record of a list: paths and globs, one a line, in this
@@ -227,7 +230,10 @@ func (i *Images) ReadRecordList(ctx context.Context, list io.Reader, reference s
 		return nil, nil, err
 	}
 	err = i.look(ctx, reference, func(image *inspect.Image) error {
-		entries, missed, err = records.Expand(ctx, image, lines, i.layerLimits())
+		entries, missed, err = records.Expand(ctx, image, lines, inspect.NamesOptions{
+			Limits: i.layerLimits(),
+			Note:   func(text string) { i.log.LogAttrs(ctx, slog.LevelWarn, "record list", slog.String("note", text)) },
+		})
 		return err
 	})
 	return entries, missed, err

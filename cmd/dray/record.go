@@ -94,7 +94,7 @@ func (f *recordFlags) read(ctx context.Context, app *cli.App, images *dray.Image
 		return nil, err
 	}
 	for _, why := range found.Unreadable {
-		_, _ = fmt.Fprintf(app.Stderr, "skipped an attached record: %s\n", why)
+		_, _ = fmt.Fprintf(app.Stderr, "note: skipped of the record: %s\n", why)
 	}
 	return found, nil
 }
@@ -339,6 +339,7 @@ content, where the record knows it.` + recordCodes(),
 			if err != nil {
 				return err
 			}
+			printNotes(app, use)
 			_, _ = fmt.Fprintf(app.Stderr, "%d of %d paths are in the image, %d of them moved\n", use.Matched, use.Matched+len(use.Missing), len(use.Moved))
 			if use.Matched == 0 {
 				return fmt.Errorf("copy record to %s: none of its paths is in the image: %w", args[1], dray.ErrNoRecord)
@@ -348,6 +349,13 @@ content, where the record knows it.` + recordCodes(),
 	}
 	flags.addFrom(cmd)
 	return cmd
+}
+
+// printNotes tells what was fallen back to while a record was held against an image.
+func printNotes(app *cli.App, use *dray.RecordUse) {
+	for _, note := range use.Notes {
+		_, _ = fmt.Fprintf(app.Stderr, "note: %s\n", note)
+	}
 }
 
 func recordCodes() string {

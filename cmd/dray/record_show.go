@@ -60,6 +60,7 @@ func runRecordShow(ctx context.Context, app *cli.App, images *dray.Images, flags
 		if s.Use, err = images.ApplyRecord(ctx, s.Entries, flags.image); err != nil {
 			return err
 		}
+		printNotes(app, s.Use)
 	}
 	if app.Globals.JSON {
 		return app.PrintJSON(s)

@@ -148,12 +148,19 @@ func (r *run) reusable(ctx context.Context, j *job) (bool, error) {
 	if !r.o.Reuse || len(j.paths) > 0 || r.o.Uncompressed {
 		return false, nil
 	}
-	reader := inspect.Trusted(ctx, r.source, j.source, r.o.Limits)
-	if reader == nil || reader.Format() != r.o.Format {
-		return false, nil
+	image := &inspect.Image{Repository: r.source}
+	var found estargz.VerifyResult
+	reader, err := image.Trusted(ctx, j.source, r.o.Limits)
+	if err == nil {
+		if reader == nil {
+			return false, nil
+		}
+		defer func() { _ = reader.Close() }()
+		if reader.Format() != r.o.Format {
+			return false, nil
+		}
+		found, err = reader.Verify(ctx)
 	}
-	defer func() { _ = reader.Close() }()
-	found, err := reader.Verify(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
@@ -188,16 +195,19 @@ func (r *run) uncompress(ctx context.Context, j *job, m *meter) error {
 	}
 	j.target, err = r.target.StreamBlob(ctx, func(ctx context.Context, w io.Writer) (oci.Descriptor, error) {
 		m.restart()
-		t, err := openTar(ctx, r.source, j.source, j.diffID, r.o.Limits, m.add)
+		t, err := inspect.OpenTar(ctx, r.source, j.source, j.diffID, r.o.Limits, m.add)
 		if err != nil {
 			return oci.Descriptor{}, err
 		}
 		defer func() { _ = t.Close() }()
-		n, err := io.CopyBuffer(w, t, make([]byte, plainBlockBytes))
+		n, err := io.CopyBuffer(w, t, make([]byte, copyBufBytes))
 		return oci.Descriptor{Digest: digest, Size: n}, err
 	})
 	return err
 }
+
+// copyBufBytes is what a plain tar goes through.
+const copyBufBytes = 128 << 10
 
 // write converts the layer on its way to the target.
 func (r *run) write(ctx context.Context, j *job, m *meter) error {
@@ -214,7 +224,7 @@ func (r *run) write(ctx context.Context, j *job, m *meter) error {
 		var err error
 		made, err = estargz.Write(ctx, w, func(ctx context.Context) (io.ReadCloser, error) {
 			m.restart()
-			return openTar(ctx, r.source, j.source, j.diffID, r.o.Limits, m.add)
+			return inspect.OpenTar(ctx, r.source, j.source, j.diffID, r.o.Limits, m.add)
 		}, o)
 		if err != nil {
 			return oci.Descriptor{}, err

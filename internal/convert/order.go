@@ -10,8 +10,9 @@ import (
 	"dray/internal/repo"
 )
 
-// order finds what comes first in each layer of an image.
-func (i *image) order(ctx context.Context, source *repo.Repository, o *Options) error {
+// order finds what comes first in each layer of an image. note is told what was
+// fallen back to.
+func (i *image) order(ctx context.Context, source *repo.Repository, o *Options, note func(string)) error {
 	var entries []record.Entry
 	var missing []string
 	var err error
@@ -21,11 +22,12 @@ func (i *image) order(ctx context.Context, source *repo.Repository, o *Options) 
 		}
 	}
 	names := make([]iter.Seq2[record.Name, error], len(i.document.Layers))
-	wanted := record.ContentSizes(entries)
+	look := &inspect.Image{Descriptor: i.manifest, Manifest: i.document, Repository: source}
+	options := inspect.NamesOptions{Limits: o.Limits, Hash: record.ContentSizes(entries), Note: note}
 	for n, d := range i.document.Layers {
 		names[n] = func(func(record.Name, error) bool) {}
 		if !isForeign(d) {
-			names[n] = inspect.Names(ctx, source, d, o.Limits, wanted)
+			names[n] = look.LayerNames(ctx, d, options)
 		}
 	}
 	i.asked = len(entries)

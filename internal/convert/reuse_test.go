@@ -3,9 +3,11 @@ package convert
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -105,8 +107,36 @@ func TestReuse(t *testing.T) {
 	if got := hows(mustRun(t, place(t, seekable, "esgz", false), place(t, t.TempDir(), "z", true), Options{Reuse: true, Form: Form{Format: estargz.ZstdChunked}})); slices.Contains(got, Reused) {
 		t.Errorf("in another format: %v", got)
 	}
+	lie(t, seekable, "esgz", "lying")
+	lying := mustRun(t, place(t, seekable, "lying", false), place(t, t.TempDir(), "l", true), Options{Reuse: true, Order: order})
+	if got := hows(lying); !slices.Equal(got, []How{Converted, Reused, Converted}) {
+		t.Errorf("with a TOC that is another: %v", got)
+	}
+	if got := strings.Join(lying.Notes, "; "); len(lying.Notes) != 2 || !strings.Contains(got, "cannot be reused") || !strings.Contains(got, "read whole") {
+		t.Errorf("with a TOC that is another: notes %q", lying.Notes)
+	}
 	if got := hows(mustRun(t, place(t, seekable, "esgz", false), nil, Options{Reuse: true, DryRun: true})); !slices.Equal(got, []How{Reused, Reused, Reused}) {
 		t.Errorf("dry run: %v", got)
+	}
+}
+
+// lie tags an image again whose manifest names another TOC in its lowest layer.
+func lie(t *testing.T, dir, from, to string) {
+	t.Helper()
+	m := *load(t, place(t, dir, from, false), "").manifest
+	m.Layers = slices.Clone(m.Layers)
+	m.Layers[0].Annotations = map[string]string{estargz.AnnotationTOCDigest: string(oci.DigestBytes(nil))}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := place(t, dir, to, true)
+	d, err := r.PutManifest(t.Context(), oci.MediaTypeManifest, raw)
+	if err == nil {
+		err = r.Tag(t.Context(), d)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

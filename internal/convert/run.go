@@ -100,7 +100,7 @@ func (r *run) orders(ctx context.Context, images []*image) error {
 		return nil
 	}
 	for _, i := range images {
-		if err := i.order(ctx, r.source, r.o); err != nil {
+		if err := i.order(ctx, r.source, r.o, func(text string) { r.noteOne(ctx, "%s", text) }); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -228,6 +229,53 @@ func TestVerifyFindsLies(t *testing.T) {
 			}
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// What is fallen back to is said, with its reason, and is as good.
+func TestNamesFallBackAloud(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		o    estargz.Options
+		lie  func(*oci.Descriptor)
+		note string
+	}{
+		{"vouched for", estargz.Options{}, func(*oci.Descriptor) {}, ""},
+		{"beside the image", estargz.Options{Format: estargz.EStargzExternal}, func(*oci.Descriptor) {}, ""},
+		{"ordinary", estargz.Options{}, func(d *oci.Descriptor) { d.Annotations = nil }, ""},
+		{"another TOC", estargz.Options{}, func(d *oci.Descriptor) {
+			d.Annotations[estargz.AnnotationTOCDigest] = string(oci.DigestBytes(nil))
+		}, "TOC"},
+		{"no digest", estargz.Options{}, func(d *oci.Descriptor) { d.Annotations[estargz.AnnotationTOCDigest] = "sha256:x" }, "invalid digest"},
+		{"no position", estargz.Options{Format: estargz.ZstdChunked}, func(d *oci.Descriptor) {
+			d.Annotations[estargz.AnnotationPosition] = "1:2"
+		}, "has 2 parts"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := build(t, test.o)
+			if test.o.Format == estargz.EStargzExternal {
+				b.putTOC(t)
+			}
+			test.lie(&b.manifest.Layers[1])
+			var notes, names []string
+			for _, layer := range b.tag(t).Names(t.Context(), NamesOptions{Note: func(text string) { notes = append(notes, text) }}) {
+				for name, err := range layer {
+					if err != nil {
+						t.Fatal(err)
+					}
+					names = append(names, strings.TrimSuffix(name.Path, "/"))
+				}
+			}
+			slices.Sort(names)
+			if diff := cmp.Diff(names, []string{"<script>alert(1)</script>", "below", "big", "bin", "bin/ash", "bin/late", "bin/sh", "empty"}); diff != "" {
+				t.Error(diff)
+			}
+			if got := strings.Join(notes, "; "); (got == "") != (test.note == "") || !strings.Contains(got, test.note) || len(notes) > 1 {
+				t.Errorf("notes %q, want one with %q", notes, test.note)
 			}
 		})
 	}

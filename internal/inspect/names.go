@@ -17,44 +17,52 @@ import (
 	"dray/internal/layer"
 	"dray/internal/oci"
 	"dray/internal/record"
-	"dray/internal/repo"
 	"dray/internal/stream"
 )
 
-// The rings in front of and behind the inflater, as many blocks as keep both busy.
-const (
-	ringBlocks     = 4
-	ringBlockBytes = 128 << 10
-)
+// NamesOptions of [Image.Names].
+type NamesOptions struct {
+	Limits layer.Limits
 
-// Names returns the names of a layer's entries: from its TOC where the manifest
-// vouches for one, else from its tar. Files whose size hash returns true for have
-// digests; hash may be nil. What the formats add to a tree is left out.
-func Names(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer.Limits, hash func(sizeBytes int64) bool) iter.Seq2[record.Name, error] {
+	// Hash tells of which sizes files have digests; nil: of none. From a TOC all have.
+	Hash func(sizeBytes int64) bool
+
+	// Note is told why a layer is read whole of which the manifest names a TOC. It
+	// may be called by several goroutines at once. nil is nobody.
+	Note func(string)
+}
+
+// LayerNames returns the names of a layer's entries: from its TOC where the manifest
+// vouches for one, else from its tar. What the formats add to a tree is left out.
+func (i *Image) LayerNames(ctx context.Context, d oci.Descriptor, o NamesOptions) iter.Seq2[record.Name, error] {
 	return func(yield func(record.Name, error) bool) {
-		if toc := Trusted(ctx, r, d, l); toc != nil {
-			defer func() { _ = toc.Close() }()
-			for e := range toc.Entries() {
-				if !estargz.IsMeta(e.Name) && !yield(record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size, Digest: e.Digest}, nil) {
-					return
-				}
+		toc, err := i.Trusted(ctx, d, o.Limits)
+		if err != nil && ctx.Err() == nil && o.Note != nil {
+			o.Note(fmt.Sprintf("layer %s is read whole, as its TOC cannot be used: %v", d.Digest, err))
+		}
+		if toc == nil {
+			if err := i.tarNames(ctx, d, o, yield); err != nil {
+				yield(record.Name{}, err)
 			}
 			return
 		}
-		if err := tarNames(ctx, r, d, l, hash, yield); err != nil {
-			yield(record.Name{}, err)
+		defer func() { _ = toc.Close() }()
+		for e := range toc.Entries() {
+			if !estargz.IsMeta(e.Name) && !yield(record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size, Digest: e.Digest}, nil) {
+				return
+			}
 		}
 	}
 }
 
-// Names returns what [Names] does, of every layer, bottom first; none of those
-// that are kept elsewhere.
-func (i *Image) Names(ctx context.Context, l layer.Limits, hash func(sizeBytes int64) bool) []iter.Seq2[record.Name, error] {
+// Names returns what [Image.LayerNames] does, of every layer, bottom first; none of
+// those that are kept elsewhere.
+func (i *Image) Names(ctx context.Context, o NamesOptions) []iter.Seq2[record.Name, error] {
 	all := make([]iter.Seq2[record.Name, error], len(i.Manifest.Layers))
 	for n, d := range i.Manifest.Layers {
 		all[n] = func(func(record.Name, error) bool) {}
 		if len(d.URLs) == 0 {
-			all[n] = Names(ctx, i.Repository, d, l, hash)
+			all[n] = i.LayerNames(ctx, d, o)
 		}
 	}
 	return all
@@ -114,36 +122,26 @@ func withoutErrors(names []record.Name) iter.Seq2[record.Name, error] {
 	}
 }
 
-// Trusted returns the reader of a layer whose manifest vouches for its TOC, or
-// nil: then its tar says the same, at a greater price.
-func Trusted(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer.Limits) *estargz.Reader {
+// Trusted returns the reader of a layer whose manifest vouches for its TOC, which may
+// be beside the image. It is nil, without an error, where the manifest names none.
+// Of one that it names and that cannot be read, the error says why; the layer's tar
+// says the same, at a greater price.
+func (i *Image) Trusted(ctx context.Context, d oci.Descriptor, l layer.Limits) (*estargz.Reader, error) {
 	hints, err := estargz.ParseHints(d.Annotations)
 	if err != nil || hints.TOCDigest == "" && hints.ManifestChecksum == "" {
-		return nil
+		return nil, err
 	}
-	toc, err := estargz.Open(r.BlobAt(ctx, d), d.Size, estargz.OpenOptions{Hints: hints, Limits: estargz.Limits{Layer: l}})
-	if err != nil {
-		return nil
-	}
-	return toc
+	return i.open(ctx, d, i.Repository.BlobAt(ctx, d), l)
 }
 
-func tarNames(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer.Limits, hash func(int64) bool, yield func(record.Name, error) bool) error {
-	body, err := r.Blob(ctx, d, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = body.Close() }()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	fetched := stream.NewAhead(ctx, stream.NewVerifier(body, "blob", d.Digest, d.Size), ringBlocks, ringBlockBytes)
-	defer func() { _ = fetched.Close() }()
-	plain, err := layer.Decompress(fetched, layer.Options{MaxBytes: l.MaxBytes})
+// tarNames yields the names in a layer's tar.
+func (i *Image) tarNames(ctx context.Context, d oci.Descriptor, o NamesOptions, yield func(record.Name, error) bool) error {
+	plain, err := OpenTar(ctx, i.Repository, d, "", o.Limits, nil)
 	if err != nil {
 		return fmt.Errorf("read layer %s: %w", d.Digest, err)
 	}
 	defer func() { _ = plain.Close() }()
-	tar := layer.NewTar(stream.NewSlicer(plain, ringBlockBytes), l)
+	tar := layer.NewTar(stream.NewSlicer(plain, plainBlockBytes), o.Limits)
 	for {
 		e, err := tar.Next()
 		if errors.Is(err, io.EOF) {
@@ -159,7 +157,7 @@ func tarNames(ctx context.Context, r *repo.Repository, d oci.Descriptor, l layer
 			continue
 		}
 		name := record.Name{Path: e.Name, IsDir: e.Type == layer.Dir, Size: e.Size}
-		if e.Type == layer.Reg && e.Sparse == nil && hash != nil && hash(e.Size) {
+		if e.Type == layer.Reg && e.Sparse == nil && o.Hash != nil && o.Hash(e.Size) {
 			if name.Digest, err = digestOf(tar); err != nil {
 				return fmt.Errorf("read layer %s: %w", d.Digest, err)
 			}

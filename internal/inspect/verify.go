@@ -88,7 +88,7 @@ func unpacked(src io.Reader, limits layer.Limits) (oci.DiffID, int64, error) {
 	}
 	defer func() { _ = plain.Close() }()
 	h := sha256.New()
-	tar := layer.NewTar(stream.NewSlicer(io.TeeReader(plain, h), ringBlockBytes), limits)
+	tar := layer.NewTar(stream.NewSlicer(io.TeeReader(plain, h), plainBlockBytes), limits)
 	for err == nil {
 		_, err = tar.Next()
 	}

@@ -4,14 +4,13 @@ import (
 	"context"
 
 	"dray/internal/inspect"
-	"dray/internal/layer"
 	"dray/internal/record"
 )
 
 // Expand makes entries of a list of paths and globs, in its order: the files of an
 // image that a container would see, and the lines that match none.
-func Expand(ctx context.Context, image *inspect.Image, list []string, l layer.Limits) (entries []record.Entry, missed []string, err error) {
-	held, files, err := inspect.Hold(ctx, image.Names(ctx, l, nil), 1)
+func Expand(ctx context.Context, image *inspect.Image, list []string, o inspect.NamesOptions) (entries []record.Entry, missed []string, err error) {
+	held, files, err := inspect.Hold(ctx, image.Names(ctx, o), 1)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -60,7 +60,7 @@ type Result struct {
 	From       Source // never Any
 	Image      *inspect.Image
 	Count      int      // records that were put together
-	Unreadable []string // records that could not be read, and why
+	Unreadable []string // records, or orders of layers, that could not be read, and why
 }
 
 // Read returns the record that is in the repository's reference. Errors wrap
@@ -204,7 +204,13 @@ func attached(ctx context.Context, image *inspect.Image, d oci.Descriptor, o Opt
 func fromLayers(ctx context.Context, image *inspect.Image, o Options) (*Result, error) {
 	result := &Result{From: Layers, Image: image}
 	for n, d := range image.Manifest.Layers {
-		toc := inspect.Trusted(ctx, image.Repository, d, o.Layer)
+		toc, err := image.Trusted(ctx, d, o.Layer)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err != nil {
+			result.Unreadable = append(result.Unreadable, fmt.Sprintf("layer %s: %v", d.Digest, err))
+		}
 		if toc == nil {
 			continue
 		}
@@ -220,6 +226,9 @@ func fromLayers(ctx context.Context, image *inspect.Image, o Options) (*Result, 
 			result.Entries = append(result.Entries, entry)
 		}
 		_ = toc.Close() // never fails
+	}
+	if len(result.Entries) == 0 && len(result.Unreadable) > 0 {
+		return nil, fmt.Errorf("read order of files in %s: %s: %w", image.Descriptor.Digest, result.Unreadable[0], ErrNone)
 	}
 	if len(result.Entries) == 0 {
 		return nil, fmt.Errorf("read order of files in %s: no layer puts any first: %w", image.Descriptor.Digest, ErrNone)

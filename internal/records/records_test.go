@@ -60,9 +60,17 @@ func open(t *testing.T, reference string, write bool) *repo.Repository {
 // pushImage pushes an image of one eStargz layer with two files in front.
 func pushImage(t *testing.T, reference string) oci.Descriptor {
 	t.Helper()
+	return pushLayer(t, reference, estargz.Options{}, func(*oci.Descriptor) {})
+}
+
+// pushLayer does, of a layer with options, whose descriptor is changed.
+func pushLayer(t *testing.T, reference string, o estargz.Options, change func(*oci.Descriptor)) oci.Descriptor {
+	t.Helper()
+	var toc bytes.Buffer
+	o.Prioritized, o.TOC = []string{"bin/sh", "bin/ash", "etc/empty"}, &toc
 	plain := testkit.Tar(testkit.Dir("bin"), testkit.File("bin/late", "late"), testkit.File("bin/sh", "#!"), testkit.Symlink("bin/ash", "sh"), testkit.File("etc/empty", ""))
 	var blob bytes.Buffer
-	written, err := estargz.Write(t.Context(), &blob, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(plain)), nil }, estargz.Options{Prioritized: []string{"bin/sh", "bin/ash", "etc/empty"}})
+	written, err := estargz.Write(t.Context(), &blob, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(plain)), nil }, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +84,10 @@ func pushImage(t *testing.T, reference string) oci.Descriptor {
 	}
 	layer := put(oci.MediaTypeLayerGz, blob.Bytes())
 	layer.Annotations = written.Annotations
+	change(&layer)
+	if toc.Len() > 0 {
+		pushTOC(t, reference, put(oci.MediaTypeLayerGz, toc.Bytes()), layer.Digest)
+	}
 	config := put(oci.MediaTypeConfig, []byte(`{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["`+string(written.DiffID)+`"]}}`))
 	d, err := r.PutManifest(t.Context(), oci.MediaTypeManifest, encode(t, oci.Manifest{SchemaVersion: 2, MediaType: oci.MediaTypeManifest, Config: config, Layers: []oci.Descriptor{layer}}))
 	if err == nil {
@@ -85,6 +97,24 @@ func pushImage(t *testing.T, reference string) oci.Descriptor {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// pushTOC pushes the image of TOCs beside an image.
+func pushTOC(t *testing.T, reference string, toc oci.Descriptor, layer oci.Digest) {
+	t.Helper()
+	r := open(t, reference+"-esgztoc", true)
+	toc.Annotations = map[string]string{estargz.AnnotationLayerDigest: string(layer)}
+	config, err := r.PutBlob(t.Context(), oci.MediaTypeConfig, []byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := r.PutManifest(t.Context(), oci.MediaTypeManifest, encode(t, oci.Manifest{SchemaVersion: 2, MediaType: oci.MediaTypeManifest, Config: config, Layers: []oci.Descriptor{toc}}))
+	if err == nil {
+		err = r.Tag(t.Context(), d)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func encode(t *testing.T, v any) []byte {
@@ -164,6 +194,25 @@ func TestEveryPlace(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The order is in TOCs beside the image, too; one that cannot be read is named.
+func TestOrderOfLayers(t *testing.T) {
+	t.Parallel()
+	ctx, o := t.Context(), Options{Platform: oci.HostPlatform(), From: Layers}
+	base := "local://" + t.TempDir()
+	pushLayer(t, base+":external", estargz.Options{Format: estargz.EStargzExternal, Lossless: true}, func(*oci.Descriptor) {})
+	got, err := Read(ctx, open(t, base+":external", false), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(pathsOf(got.Entries), []string{"bin/sh", "bin/ash", "etc/empty"}); diff != "" || got.Unreadable != nil {
+		t.Errorf("%q: %s", got.Unreadable, diff)
+	}
+	pushLayer(t, base+":lying", estargz.Options{}, func(d *oci.Descriptor) { d.Annotations[estargz.AnnotationTOCDigest] = string(oci.DigestBytes(nil)) })
+	if _, err := Read(ctx, open(t, base+":lying", false), o); !errors.Is(err, ErrNone) || !strings.Contains(err.Error(), "TOC") {
+		t.Errorf("got %v", err)
 	}
 }
 

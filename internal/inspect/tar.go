@@ -1,4 +1,4 @@
-package convert
+package inspect
 
 import (
 	"context"
@@ -18,8 +18,7 @@ const (
 	plainBlockBytes  = 128 << 10
 )
 
-// tarReader is the tar of a layer. It ends with io.EOF only if the blob had its
-// digest and the tar its diffID.
+// tarReader is what [OpenTar] returns.
 type tarReader struct {
 	io.Reader
 	close func()
@@ -31,9 +30,11 @@ func (t *tarReader) Close() error {
 	return nil
 }
 
-// openTar opens a layer's tar. diffID "" is not verified. count, if not nil, is
-// told how much of the blob was read.
-func openTar(ctx context.Context, source *repo.Repository, d oci.Descriptor, diffID oci.DiffID, l layer.Limits, count func(int)) (*tarReader, error) {
+// OpenTar opens a layer's tar, fetched and inflated ahead of who reads it. It ends
+// with [io.EOF] only if the blob had its digest and the tar its diffID; of a diffID
+// "" nothing is checked. count, if not nil, is told how much of the blob was read.
+// The caller closes it.
+func OpenTar(ctx context.Context, source *repo.Repository, d oci.Descriptor, diffID oci.DiffID, l layer.Limits, count func(int)) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	body, err := source.Blob(ctx, d, 0)
 	if err != nil {
