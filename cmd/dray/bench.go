@@ -46,7 +46,7 @@ each image) and continuously (one server, all images), against an embedded regis
 on loopback. Prints time, memory, storage, CPU and network, with intervals and ratios.
 
 SERVER is a path, recognised by its name: imagepuller, image-rs or ttrpc-cdh, dray,
-dray-guest; or containerd[:SNAPSHOTTER [proxy=SOCKET]], podman, skopeo+umoci from the
+dray-guest; or containerd[:SNAPSHOTTER [proxy=PLUGIN]], podman, skopeo+umoci from the
 PATH; or KIND=PATH or NAME@KIND=PATH; or [NAME@]command:TEMPLATE, any program that
 pulls {ref} into {dir}; or floor (fetch, inflate and hash, nothing more) and untar (GNU
 tar over layers that are inflated already). Arguments for a server follow its path, and

@@ -28,6 +28,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == "serve":
 		exit(serveBadly(os.Args[2], os.Args[3]))
+	case len(os.Args) == 4 && os.Args[1] == "plugin":
+		exit(servePlugin(os.Args[2], os.Args[3]))
 	case len(os.Args) == 4 && os.Args[1] == "measure":
 		exit(measureAlone(os.Args[2], os.Args[3]))
 	case len(os.Args) == 4 && os.Args[1] == "bench" && os.Args[2] == "do-floor":

@@ -41,6 +41,9 @@ type driver struct {
 	environment []string // NAME=VALUE, of the server, beside the bench's own
 	// prepare writes configuration and does what is not to be measured.
 	prepare func(ctx context.Context, s *site, r request) error
+	// helper returns the command line of a server that the server needs, and the socket
+	// on which that answers; nil: none.
+	helper func(s *site) (argv []string, socket string)
 	// server returns the command line of the server; nil for programs that run once.
 	server func(s *site) []string
 	// ready tells whether the server answers.
@@ -179,9 +182,13 @@ func dial(ctx context.Context, s *site) (net.Conn, error) {
 }
 
 // listening is the ready function of a server on the site's socket.
-func listening(ctx context.Context, s *site) error {
-	return poll(ctx, s.server, func() error {
-		conn, err := dial(ctx, s)
+func listening(ctx context.Context, s *site) error { return s.server.listens(ctx, s.socket) }
+
+// listens waits until the process takes connections on a socket.
+func (p *process) listens(ctx context.Context, socket string) error {
+	return poll(ctx, p, func() error {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", socket)
 		if err != nil {
 			return err
 		}

@@ -18,23 +18,19 @@ import (
 const parallelUnpacks = 4
 
 // containerd is Debian's or any other containerd, asked through the ctr beside it or
-// on the PATH: [PATH][:SNAPSHOTTER] [proxy=SOCKET]. Programs beside it, as a mkfs.erofs,
-// come before those of the PATH; with a socket the snapshotter is a plugin of its own
-// process, which somebody has started.
+// on the PATH: [PATH][:SNAPSHOTTER] [proxy=PLUGIN]. Programs beside it, as a mkfs.erofs,
+// come before those of the PATH.
+//
+// PLUGIN is a snapshotter of its own process: the rest of the line, where it has
+// {socket}, is started with a fresh {store} for each run, as a part of the server; else
+// it is the socket of one that somebody has started, which is not measured.
 func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) {
+	command, plugin, proxied := strings.Cut(command, " proxy=")
 	path, extra, err := r.split(command)
 	if err != nil {
 		return nil, err
 	}
 	path, snapshotter, _ := strings.Cut(path, ":")
-	proxy := ""
-	extra = slices.DeleteFunc(extra, func(word string) bool {
-		socket, is := strings.CutPrefix(word, "proxy=")
-		if is {
-			proxy = socket
-		}
-		return is
-	})
 	if snapshotter == "" {
 		snapshotter = "overlayfs"
 	}
@@ -61,13 +57,19 @@ func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) 
 	if len(r.environment) > 1 {
 		r.Version += ", " + strings.Join(r.environment[1:], " ")
 	}
+	proxy := func(*site) string { return plugin }
+	if proxied {
+		if proxy, err = r.proxy(plugin); err != nil {
+			return nil, err
+		}
+	}
 	r.prepare = func(_ context.Context, s *site, _ request) error {
 		config := firstConfig(s)
 		if second {
 			config = secondConfig(s, snapshotter)
 		}
-		if proxy != "" {
-			config += "[proxy_plugins." + strconv.Quote(snapshotter) + "]\n  type = \"snapshot\"\n  address = " + strconv.Quote(proxy) + "\n"
+		if proxied {
+			config += "[proxy_plugins." + strconv.Quote(snapshotter) + "]\n  type = \"snapshot\"\n  address = " + strconv.Quote(proxy(s)) + "\n"
 		}
 		return os.WriteFile(filepath.Join(s.state, "config.toml"), []byte(config), 0o600)
 	}
@@ -76,6 +78,28 @@ func (r *Rival) containerd(ctx context.Context, command string) (*Rival, error) 
 	}
 	r.askContainerd(ctr, snapshotter)
 	return r, nil
+}
+
+// proxy reads what is said of a snapshotter's plugin, and returns where it answers.
+func (r *Rival) proxy(plugin string) (socket func(*site) string, err error) {
+	if !strings.Contains(plugin, "{socket}") {
+		r.Version += ", snapshotter at " + plugin + ", which somebody started: its memory, time and storage are not counted, nothing of it is wiped"
+		return func(*site) string { return plugin }, nil
+	}
+	words := strings.Fields(plugin)
+	if words[0], err = find(words[0]); err != nil {
+		return nil, err
+	}
+	r.Version += ", " + filepath.Base(words[0]) + " of " + fingerprint(words[0])
+	socket = func(s *site) string { return filepath.Join(s.state, "proxy.socket") }
+	r.helper = func(s *site) ([]string, string) {
+		argv := slices.Clone(words)
+		for i := range argv {
+			argv[i] = strings.NewReplacer("{socket}", socket(s), "{store}", filepath.Join(s.store, "proxy")).Replace(argv[i])
+		}
+		return argv, socket(s)
+	}
+	return socket, nil
 }
 
 // askContainerd asks through ctr.

@@ -345,6 +345,15 @@ func (h *harness) startServer(ctx context.Context, s *site, rival *Rival, r *Run
 	defer cancel()
 	begin := time.Now()
 	var err error
+	if rival.helper != nil {
+		argv, socket := rival.helper(s)
+		if s.helper, err = s.start(argv, rival.environment...); err != nil {
+			return err
+		}
+		if err := s.helper.listens(ctx, socket); err != nil {
+			return err
+		}
+	}
 	if s.server, err = s.start(append(rival.server(s), extra...), rival.environment...); err != nil {
 		return err
 	}

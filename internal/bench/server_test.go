@@ -398,12 +398,3 @@ func mounts(t *testing.T) string {
 	}
 	return string(raw)
 }
-
-// containerd asks the snapshotter where it was told to.
-func TestProxySnapshotter(t *testing.T) {
-	testkit.Need(t, testkit.Root(), testkit.Tool("containerd"))
-	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, "containerd:theirs proxy=/nowhere/theirs.sock")}, Modes: []string{bench.Individual}})
-	if !strings.Contains(report.Runs[0].Error, "/nowhere/theirs.sock") {
-		t.Errorf("got %q", report.Runs[0].Error)
-	}
-}

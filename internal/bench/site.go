@@ -30,6 +30,7 @@ type site struct {
 	socket string
 	groups *groups
 	server *process
+	helper *process // which the server needs; nil: none
 
 	mu           sync.Mutex // guards the fields below; the sampler reads them
 	commands     []*process // one-shot commands that are running
@@ -60,7 +61,7 @@ func (s *site) processes() []int {
 		return s.groups.processes()
 	}
 	s.mu.Lock()
-	roots := append(slices.Clone(s.commands), s.server)
+	roots := append(slices.Clone(s.commands), s.server, s.helper)
 	s.mu.Unlock()
 	var pids []int
 	for _, p := range roots {
@@ -210,22 +211,29 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 // close ends everything that the run has started and removes everything it has
 // made: processes, mounts, directories, groups.
 func (s *site) close(ctx context.Context, grace time.Duration) error {
-	var problems []error
-	if s.server != nil {
-		_ = s.server.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		timer := time.NewTimer(grace)
-		select {
-		case <-s.server.ended:
-		case <-timer.C:
-			problems = append(problems, errors.New("the server did not stop when asked to, and was killed"))
-			_ = syscall.Kill(-s.server.cmd.Process.Pid, syscall.SIGKILL)
-			<-s.server.ended
-		}
-		timer.Stop()
-		s.server.close()
-	}
+	problems := []error{s.server.stop("server", grace), s.helper.stop("server's helper", grace)}
 	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), os.RemoveAll(s.dir), s.groups.remove())
 	return errors.Join(problems...)
+}
+
+// stop asks the process to end, and kills it when it has not done so in time. A nil
+// process has ended.
+func (p *process) stop(what string, grace time.Duration) error {
+	if p == nil {
+		return nil
+	}
+	defer p.close()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-p.ended:
+		return nil
+	case <-timer.C:
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		<-p.ended
+		return fmt.Errorf("the %s did not stop when asked to, and was killed", what)
+	}
 }
 
 // killTimeout bounds how long what was killed may take to be gone.
