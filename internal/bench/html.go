@@ -2,11 +2,13 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed" // the page and the charting library
 	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
+	"slices"
 
 	"dray/internal/durable"
 )
@@ -61,7 +63,8 @@ func figures() []figure {
 	}
 }
 
-// lines condenses the runs for the page.
+// lines condenses the runs for the page, in the order of the report's networks, modes,
+// servers and images.
 func (r *Report) lines() (lines []line) {
 	seen := map[cell]bool{}
 	for i := range r.Runs {
@@ -96,6 +99,14 @@ func (r *Report) lines() (lines []line) {
 		}
 		lines = append(lines, l)
 	}
+	networks := r.networks()
+	slices.SortStableFunc(lines, func(a, b line) int {
+		return cmp.Or(
+			slices.Index(networks, a.Network)-slices.Index(networks, b.Network), -cmp.Compare(a.Mode, b.Mode), // individual first
+			slices.IndexFunc(r.Rivals, func(x *Rival) bool { return x.Name == a.Rival })-slices.IndexFunc(r.Rivals, func(x *Rival) bool { return x.Name == b.Rival }),
+			slices.IndexFunc(r.Images, func(x CorpusImage) bool { return x.Name == a.Image })-slices.IndexFunc(r.Images, func(x CorpusImage) bool { return x.Name == b.Image }),
+		)
+	})
 	return lines
 }
 

@@ -70,6 +70,7 @@ type("individual");
 time.click(); root.dataset.ascending = rows();
 time.click(); root.dataset.descending = rows();
 type("");
+root.dataset.colors = new Set([...document.querySelector(".legend").querySelectorAll("i")].map((i) => i.style.background)).size;
 root.dataset.overflow = root.scrollWidth > innerWidth;
 dispatchEvent(new Event("beforeprint"));
 root.dataset.paper = getComputedStyle(document.body).backgroundColor;
@@ -138,5 +139,18 @@ func TestPageInBrowser(t *testing.T) {
 				t.Errorf("%s, %s: the table does not say %s", rival, image, want)
 			}
 		}
+	}
+}
+
+// Every server has a colour of its own.
+func TestPageOfManyServers(t *testing.T) {
+	r := pageReport()
+	for n := range 20 {
+		name := fmt.Sprintf("server %d", n)
+		r.Rivals = append(r.Rivals, &bench.Rival{Name: name})
+		r.Runs = append(r.Runs, bench.Run{Rival: name, Image: "small", Mode: bench.Individual, Network: "loopback", Seconds: 1})
+	}
+	if dom := browse(t, r, "1400,2000"); !strings.Contains(dom, `data-colors="22"`) {
+		t.Errorf("servers look the same: %s", regexp.MustCompile(`<html[^>]*>`).FindString(dom))
 	}
 }

@@ -18,15 +18,16 @@ const SchemaVersion = 1
 
 // Report is everything that a bench has found.
 type Report struct {
-	Schema  int           `json:"schema"`
-	Begun   time.Time     `json:"begun"`
-	Seed    uint64        `json:"seed"`
-	Machine Machine       `json:"machine"`
-	Rivals  []*Rival      `json:"rivals"`
-	Images  []CorpusImage `json:"images"`
-	Faults  []Fault       `json:"faults,omitempty"`
-	Notes   []string      `json:"notes,omitempty"` // what could not be measured, and why
-	Runs    []Run         `json:"runs"`
+	Schema   int           `json:"schema"`
+	Begun    time.Time     `json:"begun"`
+	Seed     uint64        `json:"seed"`
+	Machine  Machine       `json:"machine"`
+	Rivals   []*Rival      `json:"rivals"`
+	Images   []CorpusImage `json:"images"`
+	Faults   []Fault       `json:"faults,omitempty"`
+	Networks []string      `json:"networks,omitempty"` // names, in the order in which they were given
+	Notes    []string      `json:"notes,omitempty"`    // what could not be measured, and why
+	Runs     []Run         `json:"runs"`
 
 	Incomplete bool `json:"incomplete,omitempty"` // images could not be had: see Notes
 
@@ -242,6 +243,7 @@ func Merge(reports ...*Report) *Report {
 		if r.Machine.Kernel != merged.Machine.Kernel || r.Machine.CPU != merged.Machine.CPU {
 			merged.Notes = append(merged.Notes, "merged from different machines: compare with care")
 		}
+		merged.Networks = append(merged.Networks[:len(merged.Networks):len(merged.Networks)], r.Networks...)
 		merged.Notes = append(merged.Notes, r.Notes...)
 		for _, run := range r.Runs {
 			run.Rival = cmp.Or(names[run.Rival], run.Rival)
@@ -315,12 +317,22 @@ func values(runs []*Run, figure func(*Run) float64) []float64 {
 	return v
 }
 
-// networks lists the networks of the runs, in the order of their appearance by name.
+// networks lists the networks of the runs, in the order in which they were given; those
+// of older reports as they appear.
 func (r *Report) networks() (names []string) {
 	seen := map[string]bool{}
 	for i := range r.Runs {
-		if n := r.Runs[i].Network; !seen[n] {
-			seen[n] = true
+		seen[r.Runs[i].Network] = true
+	}
+	for _, n := range r.Networks {
+		if seen[n] {
+			seen[n] = false
+			names = append(names, n)
+		}
+	}
+	for i := range r.Runs {
+		if n := r.Runs[i].Network; seen[n] {
+			seen[n] = false
 			names = append(names, n)
 		}
 	}

@@ -2,8 +2,10 @@ package bench_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -72,5 +74,38 @@ func TestOddReports(t *testing.T) {
 		if err != nil || r.WriteText(&out, r) != nil || r.WriteHTML(&out) != nil {
 			t.Errorf("%s: %v", content, err)
 		}
+	}
+}
+
+// The order is the one that was asked for, not that of runs that were shuffled.
+func TestOrderOfNetworks(t *testing.T) {
+	t.Parallel()
+	r := &bench.Report{
+		Rivals: []*bench.Rival{{Name: "a"}, {Name: "b"}}, Images: []bench.CorpusImage{{Name: "i"}, {Name: "j"}}, Networks: []string{"fast", "slow"},
+	}
+	for _, network := range []string{"slow", "fast"} {
+		for _, c := range []string{"b j", "a j", "a i", "b i"} {
+			r.Runs = append(r.Runs, bench.Run{Rival: c[:1], Image: c[2:], Mode: bench.Individual, Network: network, Seconds: map[string]float64{"slow": 9, "fast": 1}[network]})
+		}
+	}
+	if _, warnings := (&bench.Limits{"i": {Time: 5}}).Check(r); len(warnings) > 0 {
+		t.Errorf("the limits are held to another network: %v", warnings)
+	}
+	var text, page bytes.Buffer
+	if err := errors.Join(r.WriteText(&text, nil), r.WriteHTML(&page)); err != nil {
+		t.Fatal(err)
+	}
+	if fast, slow := strings.Index(text.String(), "over fast"), strings.Index(text.String(), "over slow"); fast < 0 || slow < fast {
+		t.Errorf("fast at %d, slow at %d", fast, slow)
+	}
+	if !strings.Contains(text.String(), "(1 run: no interval)") || !strings.Contains(text.String(), "1.00 (1 run)") {
+		t.Errorf("an interval of one run: %s", text.String())
+	}
+	var order []string
+	for _, m := range regexp.MustCompile(`"rival":"(.)","image":"(.)","mode":"individual","network":"(.)`).FindAllStringSubmatch(page.String(), -1) {
+		order = append(order, strings.Join(m[1:], ""))
+	}
+	if got := strings.Join(order, " "); got != "aif ajf bif bjf ais ajs bis bjs" {
+		t.Errorf("rows of the page: %s", got)
 	}
 }

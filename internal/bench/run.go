@@ -116,6 +116,9 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 		Images: h.images, Faults: o.Faults, Machine: describeMachine(dir), Runs: []Run{},
 	}
 	h.report.Machine.DropCaches, h.report.Machine.Program = o.DropCaches, o.Program
+	for _, n := range o.Networks {
+		h.report.Networks = append(h.report.Networks, n.Name)
+	}
 	h.notes()
 	return h.report, h.runAll(ctx)
 }

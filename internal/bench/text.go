@@ -174,7 +174,11 @@ func (t *text) cell(c cell) {
 func (t *text) criterion(c cell, runs []*Run) {
 	times := values(runs, func(r *Run) float64 { return r.Seconds })
 	i := MedianInterval(times)
-	t.line("time:   [%s %s %s] (%d runs)", fourDigits(i.Low), fourDigits(i.Middle), fourDigits(i.High), len(runs))
+	count := fmt.Sprintf("%d runs", len(runs))
+	if len(runs) == 1 {
+		count = "1 run: no interval"
+	}
+	t.line("time:   [%s %s %s] (%s)", fourDigits(i.Low), fourDigits(i.Middle), fourDigits(i.High), count)
 	if image := t.report.image(c.Image); image != nil && i.Low > 0 {
 		t.throughput("uncompressed", image.UncompressedBytes(), i)
 		t.throughput("compressed", image.CompressedBytes(), i)
@@ -246,10 +250,14 @@ func (t *text) ratios(network string) {
 		}
 		_, _ = fmt.Fprint(w, name)
 		for _, r := range t.report.Rivals[1:] {
-			i := RatioInterval(ours, of(r.Name))
-			if i.Middle == 0 {
+			theirs := of(r.Name)
+			i := RatioInterval(ours, theirs)
+			switch {
+			case i.Middle == 0:
 				_, _ = fmt.Fprint(w, "\t-")
-			} else {
+			case len(ours) == 1 && len(theirs) == 1:
+				_, _ = fmt.Fprintf(w, "\t%.2f (1 run)", i.Middle)
+			default:
 				_, _ = fmt.Fprintf(w, "\t%.2f [%.2f %.2f]", i.Middle, i.Low, i.High)
 			}
 		}

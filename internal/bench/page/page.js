@@ -2,9 +2,9 @@
 (() => {
   const { report, figures, lines } = DATA;
   const byId = (id) => document.getElementById(id);
-  const palette = ["#0969da", "#1a7f37", "#bc4c00", "#8250df", "#bf3989", "#9a6700", "#0f766e", "#cf222e", "#57606a"];
+  const palette = ["#0969da", "#1a7f37", "#bc4c00", "#8250df", "#bf3989", "#9a6700", "#0f766e", "#cf222e", "#57606a", "#00a3bf", "#7d8c00", "#e377c2", "#6f4e37", "#1b3a8a"];
   const rivals = report.rivals.map((r) => r.name);
-  const color = (rival) => palette[rivals.indexOf(rival) % palette.length];
+  const color = (rival) => { const i = rivals.indexOf(rival); return palette[i] || `hsl(${(i * 137.5) % 360} 60% 45%)`; };
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const digits = (v) => (v === 0 ? "0" : v < 10 ? v.toPrecision(3) : v.toFixed(v < 100 ? 1 : 0));
   const show = (v, unit) => (unit === "B" ? (v < 1e3 ? v + " B" : v < 1e5 ? digits(v / 1e3) + " kB" : digits(v / 1e6) + " MB") : v < 1 ? digits(v * 1e3) + " ms" : digits(v) + " s");
@@ -61,6 +61,7 @@
         const f = l.figures[figure.key], left = u.valToPos(x, "x", true) + (k - names.length / 2) * slot, y = (v) => u.valToPos(v, "y", true);
         ctx.fillStyle = color(r);
         ctx.fillRect(left + slot * 0.08, y(f.middle), slot * 0.84, y(0) - y(f.middle));
+        if (l.runs < 2) return;
         ctx.strokeStyle = css("--ink");
         ctx.lineWidth = ratio;
         const mid = left + slot / 2, cap = slot * 0.2;
@@ -156,19 +157,19 @@
     ["runs", (l) => l.runs], ["failed", (l) => l.failed], ["disturbed", (l) => l.disturbed],
     ...figures.map((f) => [f.title, (l) => l.figures[f.key]?.middle ?? 0, f]),
   ];
-  let sorted = [0, 1];
+  let sorted = [-1, 1]; // as they come: servers and images in the report's order
   const heads = element("tr", undefined, byId("table").tHead);
   columns.forEach(([title], i) => { element("th", title, heads).onclick = () => { sorted = [i, sorted[0] === i ? -sorted[1] : 1]; table(); }; });
   function table() {
     const [by, direction] = sorted, want = byId("filter").value.toLowerCase();
     [...heads.children].forEach((h, i) => (i === by ? h.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending") : h.removeAttribute("aria-sort")));
     const rows = lines.filter((l) => `${l.rival} ${name(l)} ${l.mode} ${l.network}`.toLowerCase().includes(want));
-    rows.sort((a, b) => { const x = columns[by][1](a), y = columns[by][1](b); return direction * (x < y ? -1 : x > y ? 1 : 0); });
+    if (by >= 0) rows.sort((a, b) => { const x = columns[by][1](a), y = columns[by][1](b); return direction * (x < y ? -1 : x > y ? 1 : 0); });
     byId("table").tBodies[0].replaceChildren(...rows.map((l) => {
       const row = element("tr");
       columns.forEach(([, value, f]) => {
         const cell = element("td", f ? (l.runs ? show(value(l), f.unit) : "failed") : value(l), row);
-        if (f) { cell.dataset.key = f.key; cell.dataset.value = value(l); cell.title = l.runs ? `${show(l.figures[f.key].low, f.unit)} to ${show(l.figures[f.key].high, f.unit)}` : ""; }
+        if (f) { cell.dataset.key = f.key; cell.dataset.value = value(l); cell.title = l.runs > 1 ? `${show(l.figures[f.key].low, f.unit)} to ${show(l.figures[f.key].high, f.unit)}` : ""; }
       });
       row.dataset.cell = [l.rival, l.image, l.mode, l.network].join("|");
       return row;
