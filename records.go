@@ -57,6 +57,16 @@ func ReadRecord(r io.Reader) (*Record, error) {
 	return &Record{Entries: rec.Entries, Records: 1, Lines: rec.Lines, Skipped: rec.Skipped}, nil
 }
 
+// ScanRecord is [ReadRecord] for who does not need the entries at once: each is given
+// to take as it comes, and the record that is returned has none.
+func ScanRecord(r io.Reader, take func(RecordEntry)) (*Record, error) {
+	rec, err := record.Scan(r, record.Limits{}, take)
+	if err != nil {
+		return nil, err
+	}
+	return &Record{Records: 1, Lines: rec.Lines, Skipped: rec.Skipped}, nil
+}
+
 // WriteRecord writes a record as [ReadRecord] reads it.
 func WriteRecord(w io.Writer, entries []RecordEntry) error { return record.Write(w, entries) }
 

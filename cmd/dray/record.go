@@ -109,12 +109,23 @@ func isFile(name string) bool {
 }
 
 func readRecordFile(app *cli.App, name string) (*dray.Record, error) {
+	var entries []dray.RecordEntry
+	found, err := scanRecordFile(app, name, func(e dray.RecordEntry) { entries = append(entries, e) })
+	if err != nil {
+		return nil, err
+	}
+	found.Entries = entries
+	return found, nil
+}
+
+// scanRecordFile reads a record and keeps nothing of it.
+func scanRecordFile(app *cli.App, name string, take func(dray.RecordEntry)) (*dray.Record, error) {
 	f, err := openInput(app, name)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	found, err := dray.ReadRecord(f)
+	found, err := dray.ScanRecord(f, take)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -16,6 +17,8 @@ import (
 type shown struct {
 	*dray.Record
 	Use *dray.RecordUse `json:"use,omitempty"`
+
+	count int // of entries, which may not be held
 }
 
 func newRecordShow(app *cli.App) *cobra.Command {
@@ -50,6 +53,9 @@ func runRecordShow(ctx context.Context, app *cli.App, images *dray.Images, flags
 	if err != nil {
 		return err
 	}
+	if len(args) == 1 && isFile(args[0]) && flags.image == "" && !app.Globals.JSON {
+		return showRecordFile(app, flags, args[0], paths)
+	}
 	var s shown
 	if len(args) == 0 {
 		s.Record = lists[0]
@@ -65,23 +71,74 @@ func runRecordShow(ctx context.Context, app *cli.App, images *dray.Images, flags
 	if app.Globals.JSON {
 		return app.PrintJSON(s)
 	}
-	return s.print(app.Stdout, paths)
+	s.count = len(s.Entries)
+	if err := s.print(app.Stdout); err != nil || !paths {
+		return err
+	}
+	out := newPathPrinter(app.Stdout)
+	for _, e := range s.Entries {
+		out.print(e)
+	}
+	return out.flush()
 }
 
-func (s *shown) print(out io.Writer, paths bool) error {
+// showRecordFile shows what is in a file without holding its entries, of which there
+// may be millions.
+func showRecordFile(app *cli.App, flags *recordFlags, name string, paths bool) error {
+	if _, err := flags.source(); err != nil {
+		return err
+	}
+	var s shown
+	var held []string // of standard input, which cannot be read again
+	var err error
+	s.Record, err = scanRecordFile(app, name, func(e dray.RecordEntry) {
+		s.count++
+		if paths && name == "-" {
+			held = append(held, e.Path)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.print(app.Stdout); err != nil || !paths {
+		return err
+	}
+	out := newPathPrinter(app.Stdout)
+	for _, path := range held {
+		out.print(dray.RecordEntry{Path: path})
+	}
+	if name != "-" {
+		if _, err := scanRecordFile(app, name, out.print); err != nil {
+			return err
+		}
+	}
+	return out.flush()
+}
+
+// pathPrinter prints paths below what else is shown.
+type pathPrinter struct{ out *bufio.Writer }
+
+func newPathPrinter(out io.Writer) *pathPrinter {
+	p := &pathPrinter{bufio.NewWriter(out)}
+	_ = p.out.WriteByte('\n') // errors come back from flush
+	return p
+}
+
+func (p *pathPrinter) print(e dray.RecordEntry) {
+	_, _ = p.out.WriteString(e.Path) // as above
+	_ = p.out.WriteByte('\n')
+}
+
+func (p *pathPrinter) flush() error { return p.out.Flush() }
+
+func (s *shown) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintf(w, "entries\t%d\nlines\t%d\nskipped lines\t%d\n", len(s.Entries), s.Lines, s.Skipped)
+	_, _ = fmt.Fprintf(w, "entries\t%d\nlines\t%d\nskipped lines\t%d\n", s.count, s.Lines, s.Skipped)
 	if s.Source != "" {
 		_, _ = fmt.Fprintf(w, "from\t%s of %s\nrecords\t%d\n", s.Source, s.Image, s.Records)
 	}
 	if s.Use != nil {
 		s.printUse(w)
-	}
-	if paths {
-		_, _ = fmt.Fprintln(w)
-		for _, e := range s.Entries {
-			_, _ = fmt.Fprintf(w, "%s\n", e.Path)
-		}
 	}
 	return w.Flush()
 }

@@ -11,12 +11,14 @@ package record
 import (
 	"bufio"
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"dray/internal/oci"
@@ -82,30 +84,46 @@ type Record struct {
 	Skipped int // lines with a path or a number that nothing can have
 }
 
-// key is what makes two entries the same.
-type key struct {
-	path     string
-	manifest oci.Digest
-	layer    int
-}
+// key stands for what makes two entries the same: a part of its SHA-256, so that
+// who reads a million entries need not hold them.
+type key [16]byte
 
-func (e *Entry) key() key {
-	k := key{path: e.Path, manifest: e.ManifestDigest, layer: -1}
+// key returns the entry's key. It uses and returns buf.
+func (e *Entry) key(buf []byte) (key, []byte) {
+	layer := -1
 	if e.LayerIndex != nil {
-		k.layer = *e.LayerIndex
+		layer = *e.LayerIndex
 	}
-	return k
+	buf = append(append(buf[:0], e.Path...), 0) // no path has it
+	buf = append(append(buf, e.ManifestDigest...), 0)
+	buf = strconv.AppendInt(buf, int64(layer), 10)
+	sum := sha256.Sum256(buf)
+	return key(sum[:]), buf
 }
 
 // Read reads a record to its end. Errors wrap [ErrFormat] or [ErrTooLarge], or are
 // those of r.
 func Read(r io.Reader, l Limits) (*Record, error) {
+	var entries []Entry
+	rec, err := Scan(r, l, func(e Entry) { entries = append(entries, e) })
+	if err != nil {
+		return nil, err
+	}
+	rec.Entries = entries
+	return rec, nil
+}
+
+// Scan is [Read] for who does not need the entries at once: each is given to take
+// as it comes, and the record that is returned has none. Besides what take keeps, an
+// entry takes about 30 bytes.
+func Scan(r io.Reader, l Limits, take func(Entry)) (*Record, error) {
 	l = l.withDefaults()
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, min(4096, l.MaxLineBytes)), l.MaxLineBytes)
 	rec := &Record{}
-	seen := map[key]bool{}
+	seen := map[key]struct{}{}
 	keptBytes := 0
+	var buf []byte
 	var last oci.Digest
 	for lines.Scan() {
 		if len(lines.Bytes()) == 0 {
@@ -127,15 +145,17 @@ func Read(r io.Reader, l Limits) (*Record, error) {
 			e.ManifestDigest = last
 		}
 		last = e.ManifestDigest
-		if k := e.key(); !seen[k] {
+		var k key
+		k, buf = e.key(buf)
+		if _, again := seen[k]; !again {
 			if len(seen) == l.MaxEntries {
 				return nil, fmt.Errorf("read record: more than %d entries: %w", l.MaxEntries, ErrTooLarge)
 			}
 			if keptBytes += len(lines.Bytes()); keptBytes > l.MaxBytes {
 				return nil, fmt.Errorf("read record: more than %d bytes: %w", l.MaxBytes, ErrTooLarge)
 			}
-			seen[k] = true
-			rec.Entries = append(rec.Entries, e)
+			seen[k] = struct{}{}
+			take(e)
 		}
 	}
 	switch err := lines.Err(); {

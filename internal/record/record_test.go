@@ -2,10 +2,13 @@ package record
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -36,6 +39,74 @@ func TestReadsAndWritesDocument003(t *testing.T) {
 	if diff := cmp.Diff(out.String(), lines[0]+lines[2]); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// lines is a record of count entries, each of them twice.
+func lines(count int) io.Reader {
+	pr, pw := io.Pipe()
+	go func() {
+		out := bufio.NewWriter(pw)
+		for i := range 2 * count {
+			_, err := fmt.Fprintf(out, `{"path":"usr/lib/%07d.so","manifestDigest":"%s","layerIndex":%d}`+"\n", i%count, oci.DigestBytes(nil), i%count%7)
+			if err != nil {
+				break
+			}
+		}
+		_ = pw.CloseWithError(out.Flush())
+	}()
+	return pr
+}
+
+// TestScanHoldsNoEntries measures what is held when a record has been read.
+func TestScanHoldsNoEntries(t *testing.T) {
+	const count = 200_000
+	used := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before, most, n := used(), int64(0), 0
+	rec, err := Scan(lines(count), Limits{}, func(Entry) {
+		if n++; n == count {
+			most = used() - before
+		}
+	})
+	if err != nil || n != count || rec.Lines != 2*count || rec.Entries != nil {
+		t.Fatalf("%d entries, %+v, %v", n, rec, err)
+	}
+	t.Logf("%d bytes per entry", most/count)
+	if most > 64*count {
+		t.Errorf("%d bytes per entry", most/count)
+	}
+}
+
+func TestSameEntries(t *testing.T) {
+	t.Parallel()
+	digests := []string{string(oci.DigestBytes(nil)), string(oci.DigestBytes([]byte("a")))}
+	text := `{"path":"a"}
+{"path":"/a"}
+{"path":"a","layerIndex":0}
+{"path":"a","layerIndex":1}
+{"path":"a","manifestDigest":"` + digests[0] + `"}
+{"path":"a","manifestDigest":"` + digests[1] + `"}
+{"path":"a","manifestDigest":"` + digests[1] + `","layerIndex":1}
+{"path":"a","manifestDigest":"` + digests[1] + `","layerIndex":1,"count":7}
+{"path":"a1"}
+`
+	if rec, err := Read(strings.NewReader(text), Limits{}); err != nil || len(rec.Entries) != 7 || rec.Lines != 9 {
+		t.Errorf("got %+v, %v", rec, err)
+	}
+}
+
+func BenchmarkScan(b *testing.B) {
+	for b.Loop() {
+		n := 0
+		if _, err := Scan(lines(100_000), Limits{}, func(Entry) { n++ }); err != nil || n != 100_000 {
+			b.Fatal(n, err)
+		}
+	}
+	b.ReportAllocs()
 }
 
 func TestReadIsStrictAboutFormOnly(t *testing.T) {
