@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ var ErrSeedTarget = errors.New("cannot make a seed there")
 type SeedOptions struct {
 	Platforms []string  // "os/arch[/variant]"; none: the client's
 	Layout    Layout    // [LayoutDir]: trees; [LayoutBoth]; "": tars and indexes
-	Prefix    string    // path at which the seed will live: an archive has it below that
+	Prefix    string    // path at which the seed will live: an archive or a directory has it below that
 	Created   time.Time // the time in the seed; zero: 1970
 	Offline   bool      // take what the store and the seeds have
 	Progress  func(Event)
@@ -71,6 +72,16 @@ func (c *Client) writeSeed(ctx context.Context, references []string, out string,
 	if err := checkSeedLayout(o.Layout, form); err != nil {
 		return nil, err
 	}
+	if o.Prefix != "" && (!path.IsAbs(o.Prefix) || path.Clean(o.Prefix) != o.Prefix) {
+		return nil, fmt.Errorf("prefix %q: want an absolute path without empty components, \".\" and \"..\": %w", o.Prefix, ErrSeedTarget)
+	}
+	if form == seed.AsDir && strings.Trim(o.Prefix, "/") != "" {
+		place := &seedPlace{root: out, stamp: o.Created}
+		defer func() { err = errors.Join(err, place.end(err == nil)) }()
+		if out, err = place.make(o.Prefix); err != nil {
+			return nil, err
+		}
+	}
 	if err := checkSeedTarget(out, form); err != nil {
 		return nil, err
 	}
@@ -79,21 +90,17 @@ func (c *Client) writeSeed(ctx context.Context, references []string, out string,
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, work.end()) }()
-	content, report, err := c.gatherSeed(ctx, references, filepath.Join(work.dir, "store"), o)
+	made := filepath.Join(work.dir, "seed")
+	if form == seed.AsDir {
+		report, err = c.writeSeedDir(ctx, references, work, made, o)
+	} else {
+		report, err = c.writeSeedFile(ctx, references, work, made, form, o)
+	}
 	if err != nil {
 		return nil, err
 	}
 	report.Path = out
-	made := filepath.Join(work.dir, "seed")
-	if form == seed.AsDir {
-		err = writeSeedDir(ctx, content, made)
-	} else {
-		report.FileBytes, err = writeSeedFile(ctx, content, made, form)
-	}
-	if err == nil {
-		err = durable.Rename(made, out)
-	}
-	return report, err
+	return report, durable.Rename(made, out)
 }
 
 // checkSeedLayout refuses what cannot be made exactly.
@@ -103,10 +110,9 @@ func checkSeedLayout(layout Layout, form seed.Form) error {
 		return nil
 	case layout != LayoutDir && layout != LayoutBoth:
 		return fmt.Errorf("layout %q: want erofs, dir or both: %w", layout, ErrSeedTarget)
-	case form != seed.AsDir:
-		return fmt.Errorf("layout %s is for directories; a file has layout erofs, of which all others can be made: %w", layout, ErrSeedTarget)
-	case os.Geteuid() != 0:
-		return fmt.Errorf("layout %s needs root, for the owners and devices of the trees; layout erofs does not: %w", layout, ErrSeedTarget)
+	case form == seed.AsDir && !systemWide():
+		return fmt.Errorf("a directory of layout %s needs root, for owners, devices and trusted.* attributes of the trees; "+
+			"x.tar and x.erofs hold them as data and need none, nor does layout erofs: %w", layout, ErrSeedTarget)
 	}
 	return nil
 }
@@ -143,6 +149,62 @@ func checkSeedTarget(out string, form seed.Form) error {
 	return fmt.Errorf("it exists; remove it first: %w", ErrSeedTarget)
 }
 
+// seedPlace is where a directory with a prefix goes: into a root file system, which
+// may be there.
+type seedPlace struct {
+	root  string
+	stamp time.Time
+	made  []string // what was not there, outermost first
+}
+
+// make makes the directories above the seed and returns its path. No link leads out of
+// the root.
+func (p *seedPlace) make(prefix string) (out string, err error) {
+	if err := os.Mkdir(p.root, 0o755); err == nil { //nolint:gosec // of a root file system
+		p.made = append(p.made, p.root)
+	} else if !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("%w: %w", err, ErrSeedTarget)
+	}
+	root, err := os.OpenRoot(p.root)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", err, ErrSeedTarget)
+	}
+	defer func() { _ = root.Close() }()
+	below := strings.TrimPrefix(prefix, "/")
+	for i := range below {
+		if below[i] != '/' {
+			continue
+		}
+		dir := below[:i]
+		switch err := root.Mkdir(dir, 0o755); {
+		case err == nil:
+			p.made = append(p.made, filepath.Join(p.root, dir))
+		case !errors.Is(err, os.ErrExist):
+			return "", fmt.Errorf("%w: %w", err, ErrSeedTarget)
+		}
+		if info, err := root.Stat(dir); err != nil {
+			return "", fmt.Errorf("%w: %w", err, ErrSeedTarget)
+		} else if !info.IsDir() {
+			return "", fmt.Errorf("%s is no directory: %w", filepath.Join(p.root, dir), ErrSeedTarget)
+		}
+	}
+	return filepath.Join(p.root, below), nil
+}
+
+// end gives what was made the seed's time, or removes it.
+func (p *seedPlace) end(done bool) error {
+	var errs []error
+	for _, dir := range slices.Backward(p.made) {
+		if done {
+			stamp := newSeedContent(seed.AsDir, SeedOptions{Created: p.stamp}).Created
+			errs = append(errs, os.Chtimes(dir, stamp, stamp))
+		} else if err := os.Remove(dir); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // seedWork is the directory beside a seed in which it is made.
 type seedWork struct {
 	dir  string
@@ -169,15 +231,19 @@ func claimSeedWork(out string) (*seedWork, error) {
 	return w, nil
 }
 
+// store returns where the images are pulled to.
+func (w *seedWork) store() string { return filepath.Join(w.dir, "store") }
+
 func (w *seedWork) end() error {
 	return errors.Join(os.RemoveAll(w.dir), os.Remove(w.dir+lockSuffix), w.lock.Release())
 }
 
-// gatherSeed pulls the images into a store of their own, whole.
-func (c *Client) gatherSeed(ctx context.Context, references []string, dir string, o SeedOptions) (content *seed.Content, report *SeedReport, err error) {
+// gatherSeed pulls the images into a store of their own, whole. stored is called with
+// the layers as they come, in an order that the images and options give.
+func (c *Client) gatherSeed(ctx context.Context, references []string, dir string, content *seed.Content, stored func(context.Context, *store.Layer) error, o SeedOptions) (report *SeedReport, err error) {
 	scratch, err := store.Open(ctx, store.Options{Root: dir, Log: c.log})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	from := seed.Options{Trusted: []string{c.store.Root()}}
 	for _, s := range c.seeds.Seeds() {
@@ -189,7 +255,7 @@ func (c *Client) gatherSeed(ctx context.Context, references []string, dir string
 	}
 	seeds, err := seed.Open(ctx, from)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	engine, err := pull.New(pull.Options{
 		Store: scratch, Seeds: seeds, Workers: c.options.Workers, Sync: pull.SyncNever, Whole: true,
@@ -199,32 +265,34 @@ func (c *Client) gatherSeed(ctx context.Context, references []string, dir string
 		Log:        c.log,
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 	g := &seedGatherer{
-		client: c, engine: engine, options: o, report: &SeedReport{}, images: map[oci.Digest]*store.Image{},
-		content: &seed.Content{Names: map[string]oci.Digest{}, Documents: map[oci.Digest][]byte{}, Created: o.Created, Prefix: o.Prefix, Layout: store.LayoutEROFS},
-	}
-	if g.content.Created.IsZero() {
-		g.content.Created = time.Unix(0, 0)
+		client: c, engine: engine, options: o, report: &SeedReport{}, images: map[oci.Digest]*store.Image{}, content: content, stored: stored,
 	}
 	if err := g.gather(ctx, references); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if g.content.Layers, err = scratch.Layers(); err != nil {
-		return nil, nil, err
+	if content.Layers, err = scratch.Layers(); err != nil {
+		return nil, err
+	}
+	g.report.SeedManifest = content.Manifest()
+	return g.report, nil
+}
+
+// newSeedContent returns what is known before anything is pulled.
+func newSeedContent(form seed.Form, o SeedOptions) *seed.Content {
+	content := &seed.Content{
+		Names: map[string]oci.Digest{}, Documents: map[oci.Digest][]byte{}, Created: o.Created, Prefix: o.Prefix, Layout: store.LayoutEROFS, Form: form,
+	}
+	if content.Created.IsZero() {
+		content.Created = time.Unix(0, 0)
 	}
 	if o.Layout == LayoutDir || o.Layout == LayoutBoth {
-		g.content.Layout = string(o.Layout)
-		for _, l := range g.content.Layers {
-			if err := c.unpackBeside(ctx, l); err != nil {
-				return nil, nil, err
-			}
-		}
+		content.Layout = string(o.Layout)
 	}
-	g.report.SeedManifest = g.content.Manifest()
-	return g.content, g.report, nil
+	return content
 }
 
 // unpackBeside makes the tree of a layer beside its tar.
@@ -246,6 +314,7 @@ type seedGatherer struct {
 	content *seed.Content
 	report  *SeedReport
 	images  map[oci.Digest]*store.Image
+	stored  func(context.Context, *store.Layer) error
 }
 
 // gather pulls the images in an order of its own: the seed does not depend on the
@@ -284,7 +353,7 @@ func (g *seedGatherer) pull(ctx context.Context, ref oci.Reference, platform oci
 	documents := map[oci.Digest][]byte{}
 	image, evidence, err := g.engine.Pull(ctx, pull.Request{
 		Reference: ref, Source: source, Local: ref.Transport != oci.Registry, Platform: platform,
-		Offline: g.options.Offline, Progress: g.options.Progress,
+		Offline: g.options.Offline, Progress: g.options.Progress, Stored: g.stored,
 		Document: func(digest oci.Digest, raw []byte) { documents[digest] = slices.Clone(raw) },
 	})
 	if err != nil {
@@ -309,33 +378,56 @@ func (g *seedGatherer) pull(ctx context.Context, ref oci.Reference, platform oci
 	return nil
 }
 
-func writeSeedDir(ctx context.Context, content *seed.Content, dir string) error {
+func (c *Client) writeSeedDir(ctx context.Context, references []string, work *seedWork, dir string, o SeedOptions) (*SeedReport, error) {
+	content := newSeedContent(seed.AsDir, o)
+	report, err := c.gatherSeed(ctx, references, work.store(), content, nil, o)
+	if err != nil {
+		return nil, err
+	}
+	if content.Layout != store.LayoutEROFS {
+		for _, l := range content.Layers {
+			if err := c.unpackBeside(ctx, l); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // made to be shared
-		return err
+		return nil, err
 	}
 	if err := content.WriteDir(ctx, dir); err != nil {
-		return err
+		return nil, err
 	}
-	return durable.SyncFS(dir)
+	return report, durable.SyncFS(dir)
 }
 
-func writeSeedFile(ctx context.Context, content *seed.Content, path string, form seed.Form) (sizeBytes int64, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // made to be shared
+// writeSeedFile writes each layer into the file while others are on their way.
+func (c *Client) writeSeedFile(ctx context.Context, references []string, work *seedWork, made string, form seed.Form, o SeedOptions) (report *SeedReport, err error) {
+	f, err := os.OpenFile(made, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // made to be shared
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := content.WriteFile(ctx, f, form); err != nil {
-		return 0, err
+	content := newSeedContent(form, o)
+	w, err := seed.NewWriter(f, content)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	if report, err = c.gatherSeed(ctx, references, work.store(), content, w.Layer, o); err != nil {
+		return nil, err
+	}
+	if err := w.End(ctx); err != nil {
+		return nil, err
 	}
 	if err := f.Sync(); err != nil {
-		return 0, err
+		return nil, err
 	}
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return info.Size(), nil
+	report.FileBytes = info.Size()
+	return report, nil
 }
 
 // SeedStatus is what is known of a seed without reading its layers.

@@ -55,12 +55,21 @@ func BenchmarkSeed(b *testing.B) {
 		}
 	})
 	const after = dray.SyncAfter // as the commands that mount have it
-	for name, o := range map[string]dray.Options{
-		"held":    {Seeds: []string{path}, Sync: after},
-		"trusted": {TrustedSeeds: []string{path}, Sync: after},
-		"copied":  {Seeds: []string{path}, ForeignDisks: true, Sync: after},
+	file := path + ".erofs"
+	if _, err := openBench(b, dray.Options{TrustedSeeds: []string{path}}).WriteSeed(b.Context(), []string{reference}, file, dray.SeedOptions{Offline: true}); err != nil {
+		b.Fatal(err)
+	}
+	for _, run := range []struct {
+		name    string
+		options dray.Options
+	}{
+		{"held", dray.Options{Seeds: []string{path}, Sync: after}},
+		{"held x.erofs", dray.Options{Seeds: []string{file}, Sync: after}},
+		{"trusted", dray.Options{TrustedSeeds: []string{path}, Sync: after}},
+		{"trusted x.erofs", dray.Options{TrustedSeeds: []string{file}, Sync: after}},
+		{"copied", dray.Options{Seeds: []string{path}, ForeignDisks: true, Sync: after}},
 	} {
-		b.Run(name, func(b *testing.B) { benchMount(b, o, reference, false) })
+		b.Run(run.name, func(b *testing.B) { benchMount(b, run.options, reference, false) })
 	}
 	b.Run("again", func(b *testing.B) { benchMount(b, dray.Options{Seeds: []string{path}, Sync: after}, reference, true) })
 	b.Run("pull", func(b *testing.B) {

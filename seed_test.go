@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -148,6 +149,135 @@ func TestSeedIsReproducible(t *testing.T) {
 		if !bytes.Equal(readFile(t, first), readFile(t, second)) {
 			t.Errorf("%s differs", form)
 		}
+	}
+}
+
+// Trees are the same in every form, whoever makes it, and are used where they lie or
+// verified like anything else: those in a file system, those of a tar when it is
+// unpacked.
+func TestSeedTrees(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Tool("tar"), testkit.Tool("mount"))
+	c := newSeedCase(t)
+	const prefix = "/usr/share/seed"
+	for _, layout := range []dray.Layout{dray.LayoutDir, dray.LayoutBoth} { //nolint:paralleltest // mounts
+		t.Run(string(layout), func(t *testing.T) {
+			dir := t.TempDir()
+			write := func(out string, workers int) string {
+				t.Helper()
+				out = filepath.Join(dir, out)
+				o := dray.SeedOptions{Layout: layout, Created: time.Unix(1_600_000_000, 0), Prefix: prefix}
+				report, err := clientWith(t, dray.Options{Workers: workers}).WriteSeed(t.Context(), []string{c.pinned}, out, o)
+				if err != nil || report.Layout != string(layout) {
+					t.Fatalf("%+v, %v", report, err)
+				}
+				return out
+			}
+			for _, form := range []string{".tar", ".erofs"} {
+				if !bytes.Equal(readFile(t, write("x"+form, 1)), readFile(t, write("y"+form, 3))) {
+					t.Errorf("x%s differs", form)
+				}
+			}
+			unpacked, mounted := filepath.Join(dir, "unpacked"), filepath.Join(dir, "mounted")
+			check(t, errors.Join(os.Mkdir(unpacked, 0o755), os.Mkdir(mounted, 0o755)))
+			run(t, "tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", unpacked, "-xf", filepath.Join(dir, "x.tar"))
+			run(t, "mount", "-o", "loop,ro", filepath.Join(dir, "x.erofs"), mounted)
+			t.Cleanup(func() { check(t, unix.Unmount(mounted, 0)) })
+			plain := write("plain", 2)
+			for _, root := range []string{unpacked, mounted} {
+				for i, id := range c.built.DiffIDs {
+					below := filepath.Join(prefix, "layers", "sha256", id.Hex(), "fs")
+					if diff := testkit.Diff(testkit.Tree(t, filepath.Join(plain, below)), testkit.Tree(t, filepath.Join(root, below))); diff != "" {
+						t.Errorf("layer %d in %s: %s", i, root, diff)
+					}
+				}
+			}
+			for _, root := range []string{plain, unpacked, mounted} {
+				c.usesTrees(t, filepath.Join(root, prefix), layout == dray.LayoutBoth || root == mounted)
+			}
+			hasTars := layout == dray.LayoutBoth
+			c.copies(t, filepath.Join(dir, "x.tar"), hasTars)
+			c.copies(t, filepath.Join(dir, "x.erofs"), true) // its trees are in the tars
+		})
+	}
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", name, err, out)
+	}
+}
+
+// usesTrees mounts the image from trusted trees, and checks what is not trusted if
+// there are tars to check it by.
+func (c *seedCase) usesTrees(t *testing.T, seed string, hasTars bool) {
+	t.Helper()
+	client := clientWith(t, dray.Options{TrustedSeeds: []string{seed}, Layout: dray.LayoutDir})
+	target := filepath.Join(t.TempDir(), "rootfs")
+	e := mountAt(t, client, c.pinned, target, dray.MountOptions{ReadOnly: true, Pull: dray.PullOptions{Offline: true}}).Image.Evidence
+	if diff := testkit.Diff(c.want, testkit.Tree(t, target)); diff != "" {
+		t.Errorf("%s: %s", seed, diff)
+	}
+	for _, l := range e.Layers {
+		if l.SeedUse != "trusted" {
+			t.Errorf("%s: layer: %+v", seed, l)
+		}
+	}
+	if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || !report.OK() {
+		t.Errorf("%s: verify: %+v, %v", seed, report, err)
+	}
+	c.copies(t, seed, hasTars)
+}
+
+// copies pulls the image from a seed that is not trusted: every layer is verified, or
+// refused.
+func (c *seedCase) copies(t *testing.T, seed string, good bool) {
+	t.Helper()
+	client := clientWith(t, dray.Options{Seeds: []string{seed}, ForeignDisks: true})
+	image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true})
+	if !good {
+		if dray.KindOf(err) != dray.KindUnverified {
+			t.Errorf("%s: %v", seed, err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range image.Evidence.Layers {
+		if l.SeedUse != "copied" {
+			t.Errorf("%s: layer: %+v", seed, l)
+		}
+	}
+}
+
+// A directory with a prefix goes to that path of a root file system, which may be
+// there; what fails leaves it as it was.
+func TestSeedPrefix(t *testing.T) {
+	t.Parallel()
+	c := newSeedCase(t)
+	root := t.TempDir()
+	check(t, os.Mkdir(filepath.Join(root, "usr"), 0o755))
+	check(t, os.Symlink("/", filepath.Join(root, "out")))
+	o := dray.SeedOptions{Prefix: "/usr/share/dray/seed"}
+	if _, err := newClient(t).WriteSeed(t.Context(), []string{c.server.Ref("no/such:image")}, root, o); dray.KindOf(err) != dray.KindNotFound {
+		t.Errorf("no such image: %v", err)
+	}
+	for _, prefix := range []string{"usr", "/usr/../etc", "/usr//x", "/out/seed"} {
+		if _, err := newClient(t).WriteSeed(t.Context(), []string{c.pinned}, root, dray.SeedOptions{Prefix: prefix}); dray.KindOf(err) != dray.KindUsage {
+			t.Errorf("%s: %v", prefix, err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(root, "usr")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	report, err := newClient(t).WriteSeed(t.Context(), []string{c.pinned}, root, o)
+	if err != nil || report.Path != filepath.Join(root, o.Prefix) || report.Prefix != o.Prefix {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	c.copies(t, report.Path, true)
+	if _, err := newClient(t).WriteSeed(t.Context(), []string{c.pinned}, root, o); dray.KindOf(err) != dray.KindUsage {
+		t.Errorf("again: %v", err)
 	}
 }
 
@@ -341,7 +471,15 @@ func TestBadSeed(t *testing.T) {
 		"cut archive": {func(path string) error {
 			c.seed(t, path+".erofs")
 			return errors.Join(os.Truncate(path+".erofs", 2<<20), os.Rename(path+".erofs", path))
-		}, dray.KindUnverified, "cut off in"},
+		}, dray.KindUnverified, "cut off: it has 2097152 bytes of"},
+		"cut tar": {func(path string) error {
+			c.seed(t, path+".tar")
+			return errors.Join(os.Truncate(path+".tar", 2<<20), os.Rename(path+".tar", path))
+		}, dray.KindUnverified, `cut off in "layers/`},
+		"tar cut between files": {func(path string) error {
+			c.seed(t, path+".tar")
+			return errors.Join(os.Truncate(path+".tar", 1536), os.Rename(path+".tar", path))
+		}, dray.KindNotFound, "it is none, or cut off"},
 	} {
 		path := filepath.Join(dir, name)
 		check(t, test.make(path))

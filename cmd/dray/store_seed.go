@@ -37,21 +37,22 @@ Layers that the store or another seed has are taken from there. The same images 
 the same bytes; the time in them is $SOURCE_DATE_EPOCH, or 1970. Needs no root.
 
 --layout erofs, the default, puts tars with their indexes in, of which every store
-makes what it needs. For a directory, as root, --layout dir puts trees in instead and
---layout both all: with --trust-seed they are used as they are by kernels that do not
-mount EROFS from files.` + cli.ReferenceHelp + `
+makes what it needs. --layout dir puts trees in instead and --layout both all: with
+--trust-seed they are used as they are by kernels that do not mount EROFS from files.
+Files carry trees as data; a directory of trees can be made by root only.` + cli.ReferenceHelp + `
 
 Examples:
   dray store seed nginx -o /usr/share/dray/seed
   dray store seed --platforms linux/amd64,linux/arm64 nginx redis -o seed.erofs
-  dray store seed --prefix /usr/share/dray/seed nginx -o seed.tar` + cli.PullCodes(),
+  dray store seed --prefix /usr/share/dray/seed nginx -o seed.tar
+  dray store seed --prefix /usr/share/dray/seed nginx -o rootfs` + cli.PullCodes(),
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, refs []string) error { return runStoreSeed(app, cmd, refs, &flags) },
 	}
 	f := cmd.Flags()
 	f.StringVarP(&flags.out, "output", "o", "", "`path` of the seed to make")
 	f.StringSliceVar(&flags.platforms, "platforms", nil, "`os/arch[/variant]` to put in, several with commas (default: --platform)")
-	f.StringVar(&flags.prefix, "prefix", "", "`path` at which the seed will live; an archive has everything below it")
+	f.StringVar(&flags.prefix, "prefix", "", "`path` at which the seed will live: everything is below it in OUT")
 	f.BoolVar(&flags.offline, "offline", false, "take what the store and seeds have, ask no registry")
 	return cmd
 }

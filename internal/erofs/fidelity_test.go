@@ -116,12 +116,70 @@ func compare(t *testing.T, open func() io.Reader) {
 	if diff := testkit.Diff(testkit.Tree(t, dir), got); diff != "" {
 		t.Error(diff)
 	}
+	compareWalk(t, s, dir)
+	compareShift(t, s)
 	wantResult := erofs.Result{
 		Entries: want.Entries, Inodes: s.result.Inodes, Whiteouts: want.Whiteouts, OpaqueDirs: want.OpaqueDirs, OpaqueRoot: want.OpaqueRoot,
 		Replaced: want.Replaced, OverlayXattrsDropped: want.OverlayXattrsDropped, XattrsImpossible: want.XattrsImpossible,
 	}
 	if s.result != wantResult {
 		t.Errorf("got result %+v, want %+v", s.result, wantResult)
+	}
+}
+
+// compareWalk holds the tree that package apply has made against a journal of what is
+// read back of the index.
+func compareWalk(t *testing.T, s *stored, dir string) {
+	t.Helper()
+	var b bytes.Buffer
+	journal, err := apply.NewJournal(&b, apply.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = erofs.Walk(t.Context(), s.index, func(e *layer.Entry, offset int64) error {
+		return journal.Add(e, io.NewSectionReader(s.tar, offset, e.Size))
+	})
+	if err := errors.Join(err, journal.Close()); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	differences, err := apply.Check(t.Context(), root, &b, apply.CheckOptions{})
+	if err != nil || len(differences) > 0 {
+		t.Errorf("the tree differs from what is walked: %v, %v", differences, err)
+	}
+}
+
+// compareShift holds a shifted index against the one that is made of the tar where it
+// is then. Cut off, it is damaged or of no use.
+func compareShift(t *testing.T, s *stored) {
+	t.Helper()
+	const offset = 3 << 20
+	tar, err := os.ReadFile(s.tar.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := os.ReadFile(s.index.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := erofs.Shift(&got, bytes.NewReader(index), int64(len(index)), offset); err != nil {
+		t.Fatal(err)
+	}
+	if len(tar) > 0 && !bytes.Equal(got.Bytes(), image(t, bytes.NewReader(tar), erofs.Options{DeviceOffset: offset})) {
+		t.Error("a shifted index is another than that of the tar there")
+	}
+	for _, size := range []int{0, 1000, 1600} {
+		if err := erofs.Shift(io.Discard, bytes.NewReader(index[:size]), int64(size), offset); !errors.Is(err, erofs.ErrDamaged) {
+			t.Errorf("index of %d bytes: %v", size, err)
+		}
+	}
+	if err := erofs.Shift(io.Discard, bytes.NewReader(index), int64(len(index)), 1); err == nil {
+		t.Error("the tar may begin within a block")
 	}
 }
 

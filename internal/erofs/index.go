@@ -109,6 +109,8 @@ type Index struct {
 	devices   []uint32 // blocks of each, where there may be several
 	uuid      [uuidBytes]byte
 	layout    layout
+	whole     bool   // an [Image]: files are in the same file as the tree
+	origin    uint64 // block of that file at which the tree begins
 
 	// The directory that the last entry was in, found without following links;
 	// forgotten when any directory is removed.

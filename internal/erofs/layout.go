@@ -69,7 +69,7 @@ func (x *Index) arrange() error {
 	l.blocksAt = blocksOf(end)
 	l.sharedAt = l.blocksAt + blocks
 	l.blocks = l.sharedAt + blocksOf(l.sharedBytes)
-	if l.blocks+x.tarBlocks >= math.MaxUint32 {
+	if x.origin+l.blocks+x.tarBlocks >= math.MaxUint32 {
 		return errTooLarge
 	}
 	x.result.Inodes = int64(l.inodes)

@@ -29,7 +29,7 @@ const (
 // its size. It may be called again.
 func (x *Index) WriteTo(w io.Writer) (n int64, err error) {
 	defer onFault(&err)()
-	o := &output{x: x, w: bufio.NewWriterSize(w, writerBytes), packer: packer{x: x}}
+	o := x.output(w)
 	err = o.write()
 	if err == nil {
 		err = o.w.Flush()
@@ -38,6 +38,10 @@ func (x *Index) WriteTo(w io.Writer) (n int64, err error) {
 		return int64(o.at), fmt.Errorf("write index: %w", err)
 	}
 	return int64(o.at), nil
+}
+
+func (x *Index) output(w io.Writer) *output {
+	return &output{x: x, w: bufio.NewWriterSize(w, writerBytes), packer: packer{x: x}}
 }
 
 // output is an image being written.
@@ -114,9 +118,10 @@ func (o *output) head() []byte {
 	s[12] = blockBits
 	le.PutUint16(s[14:], uint16(x.inodes.at(root).slot))
 	le.PutUint64(s[16:], l.inodes)
-	le.PutUint32(s[36:], uint32(l.blocks))
+	le.PutUint32(s[36:], uint32(x.origin+l.blocks))
+	le.PutUint32(s[40:], uint32(x.origin))
 	if l.sharedBytes > 0 {
-		le.PutUint32(s[44:], uint32(l.sharedAt))
+		le.PutUint32(s[44:], uint32(x.origin+l.sharedAt))
 	}
 	copy(s[48:48+uuidBytes], x.uuid[:])
 	devices := x.devices
@@ -128,6 +133,10 @@ func (o *output) head() []byte {
 		le.PutUint16(s[86:], uint16(len(devices)))
 		le.PutUint16(s[88:], (superOffset+superBytes)/slotBytes)
 	}
+	if x.whole {
+		copy(s[labelFieldAt:], Label)
+		le.PutUint64(s[locatorAt+copy(s[locatorAt:], locator):], ImageHeadBytes)
+	}
 	at := uint32(l.blocks)
 	for i, blocks := range devices {
 		device := s[superBytes+i*slotBytes:]
@@ -135,9 +144,15 @@ func (o *output) head() []byte {
 		le.PutUint32(device[68:], at)
 		at += blocks
 	}
-	// The kernel's crc32c is not inverted at its end. It covers one block.
-	le.PutUint32(s[4:], ^crc32.Checksum(s[:blockBytes], crc32.MakeTable(crc32.Castagnoli)))
+	sum(s)
 	return b
+}
+
+// sum puts the checksum into a superblock. The kernel's crc32c is not inverted at its
+// end, and covers one block with 0 in its own place.
+func sum(super []byte) {
+	binary.LittleEndian.PutUint32(super[4:], 0)
+	binary.LittleEndian.PutUint32(super[4:], ^crc32.Checksum(super[:blockBytes], crc32.MakeTable(crc32.Castagnoli)))
 }
 
 // inode writes an inode with what stands behind it.
@@ -155,11 +170,11 @@ func (o *output) inode(ino uint32) error {
 	}
 	switch n.mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		if n.size > 0 {
+		if n.size > 0 && !x.whole {
 			content += uint32(x.layout.blocks) // where the tar is thought to follow the image
 		}
 	case unix.S_IFDIR, unix.S_IFLNK:
-		content = uint32(o.block)
+		content = uint32(x.origin + o.block)
 		o.block += fullBlocks(n, inline)
 	}
 	xattrs := x.xattrs.sizeBytes(n.xattrs)

@@ -142,6 +142,11 @@ type Request struct {
 	Offline   bool                     // take what the store and the seeds have, never ask the source
 	Document  func(oci.Digest, []byte) // called with each index and manifest on the way; nil: not
 	Progress  func(Event)              // nil: none; called by many goroutines, one at a time
+
+	// Stored is called with each layer that the store did not have, one at a time, when
+	// it and those before it are in the store: the largest blob first, as the manifest
+	// has them. Its error ends the pull. nil: not called.
+	Stored func(context.Context, *store.Layer) error
 }
 
 // Pull brings the image into the store and returns its record and the evidence.
@@ -251,7 +256,14 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 
 	var mu sync.Mutex // guards evidence
 	group, ctx := errgroup.WithContext(ctx)
-	for _, j := range wanted {
+	stored := make([]chan *store.Layer, len(wanted)) // each is sent once
+	for i := range stored {
+		stored[i] = make(chan *store.Layer, 1)
+	}
+	if r.Stored != nil {
+		group.Go(func() error { return inOrder(ctx, stored, r.Stored) })
+	}
+	for i, j := range wanted {
 		position := positions[j.diffID][0]
 		w := &watcher{report: func(s State, fetched int64) { reports.deliver(e.event(r, found, position, s, fetched)) }}
 		f, shared := e.board(ctx, j, w)
@@ -264,6 +276,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 			if err != nil {
 				return err
 			}
+			stored[i] <- f.layer
 			mu.Lock()
 			defer mu.Unlock()
 			evidence.flown(position, f, shared)
@@ -274,6 +287,21 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		return err
 	}
 	evidence.repeat(positions)
+	return nil
+}
+
+// inOrder calls each with what comes, in the order of where it comes.
+func inOrder(ctx context.Context, stored []chan *store.Layer, each func(context.Context, *store.Layer) error) error {
+	for _, one := range stored {
+		select {
+		case l := <-one:
+			if err := each(ctx, l); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	return nil
 }
 

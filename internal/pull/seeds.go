@@ -230,7 +230,7 @@ func (m marked) Read(p []byte) (int, error) {
 func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.Layer) (record store.LayerRecord, use string, err error) {
 	whole := f.rewrite || e.options.Whole
 	if l.Seed.Trusted() && !whole {
-		if record, ok := e.takeAsIs(ctx, l); ok {
+		if record, ok := e.takeAsIs(ctx, txn, l); ok {
 			return record, seed.Trusted.String(), nil
 		}
 	}
@@ -255,14 +255,15 @@ func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.La
 	return record, seed.Loose.String(), err
 }
 
-// takeAsIs uses a trusted seed's own index or tree, and reads nothing of it.
-func (e *Engine) takeAsIs(ctx context.Context, l *seed.Layer) (record store.LayerRecord, ok bool) {
+// takeAsIs uses a trusted seed's own index or tree, and reads nothing of the tar.
+func (e *Engine) takeAsIs(ctx context.Context, txn *store.Txn, l *seed.Layer) (record store.LayerRecord, ok bool) {
 	if e.options.Apply.UserNS || l.Record.Whiteouts != store.WhiteoutsTrusted {
 		return record, false // whiteouts are in another form
 	}
 	record = l.Record
 	record.UnsyncedBoot, record.DiskBytes = "", 0
-	record.Layout, record.Seed = store.LayoutSeed, e.indexOf(ctx, l)
+	record.Layout = store.LayoutSeed
+	record.Seed, record.DiskBytes = e.indexOf(ctx, txn, l)
 	if record.Seed == nil {
 		record.Layout = store.LayoutDir
 		record.Seed, _ = l.Tree() // without one, the tar has to be read
@@ -271,23 +272,54 @@ func (e *Engine) takeAsIs(ctx context.Context, l *seed.Layer) (record store.Laye
 }
 
 // indexOf returns where the tar of a trusted layer lies, with the seed's index over it,
-// or nil if the kernel does not mount the two.
-func (e *Engine) indexOf(ctx context.Context, l *seed.Layer) *store.SeedRef {
-	index := l.Index()
-	if index == "" || l.Record.Layout != store.LayoutEROFS {
-		return nil
+// or nil if the kernel does not mount the two. In an archive the tar begins elsewhere
+// than the index says: then one that is right is made of it, of so many bytes.
+func (e *Engine) indexOf(ctx context.Context, txn *store.Txn, l *seed.Layer) (ref *store.SeedRef, diskBytes int64) {
+	if l.Record.Layout != store.LayoutEROFS {
+		return nil, 0
 	}
+	index, err := l.OpenIndex()
+	if err != nil {
+		return nil, 0
+	}
+	defer func() { _ = index.Close() }()
 	tar, err := l.OpenTar(ctx)
 	if err != nil {
-		return nil
+		return nil, 0
 	}
 	defer func() { _ = tar.Close() }()
 	place, _, err := tar.Place(l.Seed)
-	if err != nil || place == nil || place.Ref.Offset != 0 || tryMount(index, place.File) != nil {
-		return nil
+	if err != nil || place == nil || (place.Ref.Offset == 0) != (index.Path != "") {
+		return nil, 0
 	}
-	place.Ref.Index = index
-	return &place.Ref
+	path := index.Path
+	if path == "" {
+		path = filepath.Join(txn.Path(), store.IndexName)
+		if diskBytes, err = shiftIndex(path, index, place.Ref.Offset); err != nil {
+			e.log.LogAttrs(ctx, slog.LevelInfo, "index of a trusted seed is made anew", slog.Any("error", err))
+		}
+	}
+	if err == nil {
+		err = tryMount(path, place.File)
+	}
+	if err != nil && index.Path == "" {
+		_ = os.Remove(path) // or the next to make one finds it
+	}
+	if err != nil {
+		return nil, 0
+	}
+	place.Ref.Index = index.Path
+	return &place.Ref, diskBytes
+}
+
+// shiftIndex writes an index for a tar at an offset.
+func shiftIndex(path string, index *seed.Index, offset int64) (diskBytes int64, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	if err != nil {
+		return 0, err
+	}
+	err = erofs.Shift(f, index, index.Size(), offset)
+	return inBlocks(index.Size()), errors.Join(err, f.Close())
 }
 
 // takeInPlace hashes a tar where it lies, unless it is trusted, and makes an index

@@ -38,9 +38,12 @@ func openArchive(f *os.File) (*archive, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", f.Name(), ErrNotSeed, err)
 	}
-	start, _, err := erofs.FindContents(f)
+	start, whole, image, err := erofs.FindContents(f)
 	if err != nil {
 		return nil, problem("%s: %w", f.Name(), err)
+	}
+	if image && end < whole {
+		return nil, problem("%s: cut off: it has %d bytes of %d", f.Name(), end, whole)
 	}
 	a := &archive{path: f.Name(), file: id, parts: map[string]extent{}}
 	if err := a.walk(io.NewSectionReader(f, start, max(end-start, 0)), start, end); err != nil {
@@ -49,44 +52,42 @@ func openArchive(f *os.File) (*archive, error) {
 	return a, nil
 }
 
-// walk reads the table. The seed's directory is where its seed.json is: the first
-// file of that name.
+// walk reads the table. The seed's directory is where its seed.json is: of the files of
+// that name, the one with the fewest directories above it.
 func (a *archive) walk(r *io.SectionReader, start, end int64) error {
 	t := tar.NewReader(r)
 	all := map[string]extent{}
-	root, found := "", false
-	for count := 0; ; count++ {
+	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			if !found {
+			if len(all) == 0 {
 				return fmt.Errorf("%w: %w", ErrNotSeed, err)
 			}
-			return problem("read tar: %w", err)
-		}
-		if count == maxNames {
-			return problem("more than %d entries", maxNames)
+			return problem("cut off, or no tar: %w", err)
 		}
 		at, err := r.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return err
 		}
 		name := path.Clean("/" + h.Name)[1:]
-		if h.Typeflag != tar.TypeReg || h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != "" {
+		sparse := h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != ""
+		if h.Typeflag != tar.TypeReg || sparse || inTree(name) {
 			continue // what is asked for by that name is not there then
+		}
+		if len(all) == maxNames {
+			return problem("more than %d files", maxNames)
 		}
 		if start+at > end || h.Size > end-start-at {
 			return problem("cut off in %q", name)
 		}
-		if path.Base(name) == ManifestName && !found {
-			root, found = strings.TrimSuffix(name, ManifestName), true
-		}
 		all[name] = extent{start + at, h.Size}
 	}
-	if !found {
-		return fmt.Errorf("no %s in it: %w", ManifestName, ErrNotSeed)
+	root, ok := rootOf(all)
+	if !ok {
+		return fmt.Errorf("no %s in it; it is none, or cut off: %w", ManifestName, ErrNotSeed)
 	}
 	for name, e := range all {
 		if below, ok := strings.CutPrefix(name, root); ok {
@@ -94,6 +95,34 @@ func (a *archive) walk(r *io.SectionReader, start, end int64) error {
 		}
 	}
 	return nil
+}
+
+// rootOf returns where the seed is among the names of an archive.
+func rootOf(names map[string]extent) (root string, ok bool) {
+	for name := range names {
+		if path.Base(name) != ManifestName {
+			continue
+		}
+		dir := strings.TrimSuffix(name, ManifestName)
+		depth, least := strings.Count(dir, "/"), strings.Count(root, "/")
+		if !ok || depth < least || depth == least && dir < root {
+			root, ok = dir, true
+		}
+	}
+	return root, ok
+}
+
+// inTree tells whether a name is in the tree of a layer, which is of no use in an
+// archive.
+func inTree(name string) bool {
+	const above = 3 // directories between "layers" and the tree, which is one
+	parts := strings.Split(name, "/")
+	for i := range parts {
+		if parts[i] == "layers" && i+above < len(parts)-1 && parts[i+above] == store.FSName {
+			return true
+		}
+	}
+	return false
 }
 
 // open implements [files].

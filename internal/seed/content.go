@@ -32,25 +32,26 @@ type Content struct {
 	Documents map[oci.Digest][]byte // indexes
 	Created   time.Time
 	Prefix    string // the path at which the seed will live; "" for anywhere
-	Layout    string // [store.LayoutEROFS], or [store.LayoutDir] or [Both], for which each layer has a tree beside its tar
+	Layout    string // [store.LayoutEROFS], or [store.LayoutDir] or [Both]
+	Form      Form   // [AsDir]: with the last two layouts, each layer has a tree beside its tar
 }
 
 // Both is the layout of a seed with tars, indexes and trees.
 const Both = "both"
 
 // record returns the record of a layer as the seed has it, and the names of its files
-// and of its tree.
+// and of its tree. What no index can express has a tree in directories only.
 func (c *Content) record(l *store.Layer) (record store.LayerRecord, files []string, tree bool) {
 	record = l.LayerRecord
 	record.Version, record.Created, record.DiskBytes, record.UnsyncedBoot, record.Seed = 1, c.Created.UTC(), 0, "", nil
 	record.TarVerity, record.IndexVerity = "", ""
 	record.Blob.Annotations, record.Blob.URLs = nil, nil
-	tree = c.Layout == store.LayoutDir || c.Layout == Both
-	if c.Layout != store.LayoutDir {
+	tree = (c.Layout == store.LayoutDir || c.Layout == Both) && (c.Form == AsDir || l.Layout == store.LayoutEROFS)
+	if !tree || c.Layout == Both || c.Form == AsEROFS { // a file system's trees have their contents there
 		files = append(files, store.TarName)
-		if l.Layout == store.LayoutEROFS {
-			files = append(files, store.IndexName)
-		}
+	}
+	if l.Layout == store.LayoutEROFS && c.Layout != store.LayoutDir {
+		files = append(files, store.IndexName)
 	}
 	if tree {
 		files = append(files, store.JournalName)
@@ -101,12 +102,12 @@ func (c *Content) Manifest() *Manifest {
 	return m
 }
 
-// entries lists the seed: what is small first, and by name.
-func (c *Content) entries() ([]entry, error) {
-	var small, large []entry
+// records lists what is small and not a layer's, by name, and the list of it all.
+func (c *Content) records() ([]entry, error) {
+	var all []entry
 	add := func(name string, v any) error {
 		raw, err := encode(v)
-		small = append(small, entry{name: name, content: raw, size: int64(len(raw))})
+		all = append(all, entry{name: name, content: raw, size: int64(len(raw))})
 		return err
 	}
 	err := add(versionName, map[string]any{"version": 1, "dray": "0.1"})
@@ -124,51 +125,78 @@ func (c *Content) entries() ([]entry, error) {
 		}
 	}
 	for digest, raw := range c.Documents {
-		small = append(small, entry{name: path.Join(blobsName, digest.Algorithm(), digest.Hex()), content: raw, size: int64(len(raw))})
+		all = append(all, entry{name: path.Join(blobsName, digest.Algorithm(), digest.Hex()), content: raw, size: int64(len(raw))})
 	}
 	for _, l := range c.Layers {
-		dir := path.Join("layers", l.DiffID.Digest().Algorithm(), l.DiffID.Hex())
-		record, files, tree := c.record(l)
+		if record, _, _ := c.record(l); err == nil {
+			err = add(path.Join(layerDir(l.DiffID), recordName), &record)
+		}
+	}
+	slices.SortFunc(all, func(a, b entry) int { return cmp.Compare(a.name, b.name) })
+	if err == nil {
+		err = add(ManifestName, c.Manifest())
+	}
+	return all, err
+}
+
+// layerDir returns the directory of a layer.
+func layerDir(id oci.DiffID) string { return path.Join("layers", id.Digest().Algorithm(), id.Hex()) }
+
+// files lists the files of a layer.
+func (c *Content) files(l *store.Layer) ([]entry, error) {
+	_, names, _ := c.record(l)
+	var all []entry
+	for _, name := range names {
+		size, err := fileSize(filepath.Join(l.Path, name))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, entry{name: path.Join(layerDir(l.DiffID), name), path: filepath.Join(l.Path, name), size: size})
+	}
+	return all, nil
+}
+
+// entries lists a directory, each directory before what is in it.
+func (c *Content) entries() ([]entry, error) {
+	all, err := c.records()
+	for _, l := range c.Layers {
+		var files []entry
 		if err == nil {
-			err = add(path.Join(dir, "layer.json"), &record)
+			files, err = c.files(l)
 		}
-		for _, name := range files {
-			size, statErr := fileSize(filepath.Join(l.Path, name))
-			err = cmp.Or(err, statErr)
-			large = append(large, entry{name: path.Join(dir, name), path: filepath.Join(l.Path, name), size: size})
-		}
-		if tree {
-			large = append(large, entry{name: path.Join(dir, store.FSName), path: filepath.Join(l.Path, store.FSName), tree: true})
+		all = append(all, files...)
+		if _, _, tree := c.record(l); tree {
+			all = append(all, entry{name: path.Join(layerDir(l.DiffID), store.FSName), path: filepath.Join(l.Path, store.FSName), tree: true})
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	raw, err := encode(c.Manifest())
-	if err != nil {
-		return nil, err
-	}
-	byName := func(a, b entry) int { return cmp.Compare(a.name, b.name) }
-	slices.SortFunc(small, byName)
-	slices.SortFunc(large, byName)
-	all := append([]entry{{name: ManifestName, content: raw, size: int64(len(raw))}}, small...)
-	return withDirs(append(all, large...)), nil
+	return withDirs(all), err
 }
 
 // withDirs puts each directory before what is in it.
 func withDirs(files []entry) []entry {
 	var all []entry
-	made := map[string]bool{".": true}
+	made := dirs{}
 	for _, f := range files {
-		var above []entry
-		for dir := path.Dir(f.name); !made[dir]; dir = path.Dir(dir) {
-			made[dir] = true
-			above = append(above, entry{name: dir, dir: true})
+		for _, dir := range made.above(f.name) {
+			all = append(all, entry{name: dir, dir: true})
 		}
-		slices.Reverse(above)
-		all = append(append(all, above...), f)
+		all = append(all, f)
 	}
 	return all
+}
+
+// dirs is the directories that there are.
+type dirs map[string]bool
+
+// above returns those on the way to a name that were not there, outermost first.
+func (d dirs) above(name string) []string {
+	var missing []string
+	for dir := path.Dir(name); dir != "." && !d[dir]; dir = path.Dir(dir) {
+		d[dir] = true
+		missing = append(missing, dir)
+	}
+	slices.Reverse(missing)
+	return missing
 }
 
 // encode returns v as JSON that people can read, the same each time.
@@ -181,23 +209,8 @@ func encode(v any) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// prefixed puts the entries below the seed's prefix, as an archive has them.
-func (c *Content) prefixed(entries []entry) []entry {
-	below := strings.Trim(path.Clean("/"+c.Prefix), "/")
-	if below == "" {
-		return entries
-	}
-	var dirs []entry
-	for dir := below; dir != "."; dir = path.Dir(dir) {
-		dirs = append(dirs, entry{name: dir, dir: true})
-	}
-	slices.Reverse(dirs)
-	for _, e := range entries {
-		e.name = path.Join(below, e.name)
-		dirs = append(dirs, e)
-	}
-	return dirs
-}
+// below returns where the seed is in an archive; "" for its top.
+func (c *Content) below() string { return strings.Trim(path.Clean("/"+c.Prefix), "/") }
 
 // header returns the tar header of an entry, as bytes.
 func (c *Content) header(e entry) ([]byte, error) {

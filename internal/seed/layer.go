@@ -66,8 +66,8 @@ func (s *Seed) layer(id oci.DiffID) (*Layer, error) {
 	if err != nil {
 		return nil, problem("it is gone or changed: %v", err) // not to be taken for a layer that is not there
 	}
-	l := &Layer{Seed: s, from: from, dir: filepath.Join("layers", id.Digest().Algorithm(), id.Hex())}
-	path := filepath.Join(l.dir, "layer.json")
+	l := &Layer{Seed: s, from: from, dir: layerDir(id)}
+	path := filepath.Join(l.dir, recordName)
 	raw, err := readFile(from, path, maxRecordBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.foreignLayer(l, id, err)
@@ -149,10 +149,13 @@ func (l *Layer) openTar(ctx context.Context) (*Tar, error) {
 
 func (l *Layer) retar(ctx context.Context) (*Tar, error) {
 	root, err := l.from.tree(l.tree)
-	if errors.Is(err, fs.ErrNotExist) {
+	_, file := l.from.(*archive)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && file && l.Record.Layout == store.LayoutDir:
+		return nil, fmt.Errorf("it is a tree without its tar, of no use in a file: unpack %s as root, or make it with --layout both", l.Seed.path)
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("it has neither a %s nor a tree", store.TarName)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	o := retar.Options{UserXattrs: l.Record.Whiteouts == store.WhiteoutsUser}
@@ -222,19 +225,26 @@ func (s *Set) Blobs(d oci.Descriptor) []*Blob {
 	return found
 }
 
-// Index returns the path of the index that a trusted seed has over a tar that is a
-// file of its own; "" if there is none that could be used.
-func (l *Layer) Index() string {
+// Index is what a seed has as the index over a tar that begins its file.
+type Index struct {
+	*io.SectionReader
+	io.Closer
+	Path string // "" if the index is a part of a larger file
+}
+
+// OpenIndex opens the index of a layer. The caller closes it.
+func (l *Layer) OpenIndex() (*Index, error) {
 	p, err := l.from.open(filepath.Join(l.dir, store.IndexName))
 	if err != nil {
-		return ""
+		return nil, err
 	}
-	defer func() { _ = p.Close() }()
-	path, err := filepath.Abs(p.Name())
-	if err != nil || !p.alone {
-		return ""
+	index := &Index{SectionReader: p.reader(), Closer: p}
+	if p.alone {
+		if index.Path, err = filepath.Abs(p.Name()); err != nil {
+			return nil, errors.Join(err, p.Close())
+		}
 	}
-	return path
+	return index, nil
 }
 
 // Tree returns where the unpacked tree of a trusted seed's layer lies, to be used

@@ -22,6 +22,7 @@ const (
 	ManifestName = "seed.json" // a list of what is inside, see [Manifest]
 	blobsName    = "blobs"     // of an OCI image layout: blobs by digest
 	versionName  = "version"   // of a store
+	recordName   = "layer.json"
 	layoutName   = "oci-layout"
 )
 

@@ -104,7 +104,17 @@ func writeArchive(tb testing.TB, c *Content, form Form) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := errors.Join(c.WriteFile(tb.Context(), f, form), f.Close()); err != nil {
+	c.Form = form
+	w, err := NewWriter(f, c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, l := range c.Layers {
+		if err := w.Layer(tb.Context(), l); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.End(tb.Context()), w.Close(), f.Close()); err != nil {
 		tb.Fatal(err)
 	}
 	return path
