@@ -33,6 +33,7 @@ type benchFlags struct {
 	saveJSON, html, limits  string
 	baseline, save, saveDir string
 	profile, registry       string
+	mirror                  string
 	images                  []string
 }
 
@@ -69,6 +70,7 @@ fetched once. Most servers need root; without it, what can be measured is.
 	flags := cmd.Flags()
 	flags.StringVar(&f.corpus, "corpus", "debian", "`images` to pull: debian, built in --corpus-dir when they are missing, or contrast, those of Contrast's evaluation, fetched once")
 	flags.StringSliceVar(&f.images, "image", nil, "`references` of images to pull instead, fetched into --corpus-dir once")
+	flags.StringVar(&f.mirror, "mirror", "", "fetch the images of --image and --corpus contrast from `[http://]HOST[:PORT][/PREFIX]` first, a mirror of the registries that they name")
 	flags.StringVar(&f.registry, "registry", "", "pull from `[http://]HOST[:PORT][/PREFIX]`, which has the corpus's images by their names, or from \"origin\", where each was fetched, not from the embedded registry")
 	flags.StringVar(&f.corpusDir, "corpus-dir", "/var/tmp/dray-corpus", "`directory` of the corpus")
 	flags.StringSliceVar(&f.only, "only", nil, "`names` of images to pull (default: all of the corpus that are not heavy)")
@@ -253,8 +255,16 @@ func (f *benchFlags) fetchImages(ctx context.Context, app *cli.App, o *bench.Opt
 	if err != nil {
 		return nil, err
 	}
+	hosts := settings.Hosts
+	if f.mirror != "" {
+		url := f.mirror
+		if !strings.Contains(url, "://") {
+			url = "https://" + url
+		}
+		hosts = append(hosts, registry.Host{Match: ".", Mirrors: []registry.Mirror{{URL: url}}})
+	}
 	client, err := registry.NewClient(registry.Options{
-		AuthFiles: settings.AuthFiles, CertDirs: settings.CertDirs, InsecureSkipVerify: settings.InsecureSkipVerify, PlainHTTP: settings.PlainHTTP, Log: app.Log(),
+		Hosts: hosts, AuthFiles: settings.AuthFiles, CertDirs: settings.CertDirs, InsecureSkipVerify: settings.InsecureSkipVerify, PlainHTTP: settings.PlainHTTP, Log: app.Log(),
 	})
 	if err != nil {
 		return nil, err

@@ -45,7 +45,8 @@ func KnownImages() []string {
 
 // FetchImages adds images to the corpus, for this machine's platform, each pulled once
 // and kept as a layout; those that are there are not asked for again. It returns their
-// names. Images that cannot be had do not stop the others; their errors are joined.
+// names. Images that cannot be had do not stop the others; their errors are joined, with
+// [ErrNoImages] when there is none at all.
 func FetchImages(ctx context.Context, o FetchOptions) (names []string, err error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil { //nolint:gosec // images for others to read
 		return nil, fmt.Errorf("fetch images: %w", err)
@@ -66,8 +67,14 @@ func FetchImages(ctx context.Context, o FetchOptions) (names []string, err error
 		}
 		names = append(names, name)
 	}
+	if problems != nil && len(names) == 0 {
+		return nil, fmt.Errorf("%w:\n%w", ErrNoImages, problems)
+	}
 	return names, problems
 }
+
+// ErrNoImages reports that not one image could be fetched.
+var ErrNoImages = errors.New("no image could be fetched (--mirror names a registry that has them, --corpus debian needs none)")
 
 func openOrMake(dir string) (*Corpus, error) {
 	corpus, err := OpenCorpus(dir)
@@ -78,22 +85,24 @@ func openOrMake(dir string) (*Corpus, error) {
 }
 
 // nameFor is what the image is called in reports and in the embedded registry: the last
-// part of its repository, with the tag unless that is latest, and all of it when another
-// image has that name.
+// part of its repository, with the tag unless that is latest, and as many more of its
+// parts as it takes to be told from other images.
 func (c *Corpus) nameFor(ref oci.Reference) string {
-	name := filepath.Base(ref.Repository)
+	parts := strings.Split(strings.Trim(ref.Name(), "/"), "/")
 	if ref.Transport != oci.Registry {
-		name = filepath.Base(strings.TrimSuffix(ref.Path, ".tar"))
+		parts = strings.Split(strings.Trim(strings.TrimSuffix(ref.Path, ".tar"), "/"), "/")
 	}
+	tag := ""
 	if ref.Tag != "" && ref.Tag != oci.DefaultTag {
-		name += "-" + ref.Tag
+		tag = "-" + ref.Tag
 	}
-	name = strings.ToLower(name)
-	known := func(r recipe) bool { return r.name == name }
-	if i := c.Image(name); i != nil && i.Source != ref.String() || slices.ContainsFunc(recipes(), known) {
-		return strings.ToLower(strings.NewReplacer("/", "-", ":", "-").Replace(strings.TrimPrefix(ref.Name()+"-"+ref.Tag, "/")))
+	for n := len(parts) - 1; ; n-- {
+		name := strings.ToLower(strings.ReplaceAll(strings.Join(parts[max(n, 0):], "-"), ":", "-") + tag)
+		built := func(r recipe) bool { return r.name == name }
+		if i := c.Image(name); n <= 0 || (i == nil || i.Source == ref.String()) && !slices.ContainsFunc(recipes(), built) {
+			return name
+		}
 	}
-	return name
 }
 
 func (c *Corpus) fetch(ctx context.Context, reference string, o *FetchOptions) (name string, err error) {

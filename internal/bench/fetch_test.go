@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"dray/internal/bench"
+	"dray/internal/oci"
+	"dray/internal/ocidir"
 	"dray/internal/registry"
 	"dray/internal/registryd"
 )
@@ -105,10 +107,79 @@ func TestImageMissingFromTheRegistry(t *testing.T) {
 
 func TestKnownImagesAreReferences(t *testing.T) {
 	t.Parallel()
-	if _, err := fetch(t, filepath.Join(t.TempDir(), "c"), "NO reference"); err == nil {
-		t.Error("a reference that is none was taken")
+	if _, err := fetch(t, filepath.Join(t.TempDir(), "c"), "NO reference"); !errors.Is(err, bench.ErrNoImages) {
+		t.Errorf("a reference that is none was taken: %v", err)
 	}
 	if n := len(bench.KnownImages()); n != 7 {
 		t.Errorf("%d images, document 000 has 7", n)
+	}
+}
+
+// The images of Contrast's evaluation from a mirror of their registries; they keep names
+// of their own beside the images that are built.
+func TestKnownImagesFromAMirror(t *testing.T) {
+	dir := t.TempDir()
+	for n, reference := range bench.KnownImages() {
+		ref, err := oci.ParseReference(reference)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bench.BuildRecipe(t.Context(), dir, ref.Repository, n%3+1, 64<<10); err != nil {
+			t.Fatal(err)
+		}
+		retag(t, filepath.Join(dir, ref.Repository), ref.Tag)
+	}
+	backend, err := registryd.New(registryd.Options{Dir: dir, ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(backend)
+	t.Cleanup(func() {
+		server.Close()
+		if err := backend.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	client, err := registry.NewClient(registry.Options{Hosts: []registry.Host{{Match: ".", Mirrors: []registry.Mirror{{URL: server.URL}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	fetched := t.TempDir()
+	names, err := bench.FetchImages(t.Context(), bench.FetchOptions{Dir: fetched, References: bench.KnownImages(), Registry: client, Say: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"dmesg-v0.0.1", "coordinator", "library-busybox", "nginx-unprivileged", "prom-prometheus", "initializer", "tensorflow-latest-gpu"}
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Error(diff)
+	}
+	c, err := bench.OpenCorpus(fetched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := measure(t, bench.Options{Corpus: c, Images: names, Rivals: []*bench.Rival{rival(t, "floor")}})
+	if len(report.Runs) != 8 || report.Failed() { // each, and all in a row
+		t.Errorf("%d runs, failed %v", len(report.Runs), report.Failed())
+	}
+}
+
+// retag gives the layout's image another tag.
+func retag(t *testing.T, dir, tag string) {
+	t.Helper()
+	layout, err := ocidir.Create(t.Context(), dir) // opens what is there
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, _, err := layout.Resolve(t.Context(), oci.DefaultTag, "")
+	if err == nil {
+		err = layout.Tag(t.Context(), d, tag)
+	}
+	if err := errors.Join(err, layout.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
