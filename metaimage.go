@@ -3,7 +3,6 @@
 package dray
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,7 +39,7 @@ func (i *importer) image(ctx context.Context, from *metastore.Image) error {
 		report.Reference, report.Manifest, report.Verified = known.Reference, known.Manifest.Digest, true
 		return nil // the very image, from elsewhere
 	}
-	config, verified := recoverConfig(from)
+	config, verified := from.RawConfig()
 	report.Verified = verified
 	image, err := oci.DecodeImage(config)
 	if err != nil {
@@ -86,31 +85,6 @@ func (i *importer) nameFor(from *metastore.Image, manifest oci.Digest) (oci.Refe
 	const shortHex = 12
 	ref.Digest, ref.Tag = "", "imported-"+from.ID.Hex()[:shortHex]
 	return ref, nil
-}
-
-// recoverConfig returns the bytes of the configuration as a registry has it: image-rs
-// has decoded and encoded them again. If none of the usual ways of writing JSON has
-// the digest, what image-rs wrote is returned.
-func recoverConfig(from *metastore.Image) (raw []byte, verified bool) {
-	var compact bytes.Buffer
-	_ = json.Compact(&compact, from.Config) // is JSON: it was decoded
-	candidates := [][]byte{from.Config, compact.Bytes()}
-	for _, indent := range []string{"  ", "   ", "    ", "\t"} {
-		var indented bytes.Buffer
-		_ = json.Indent(&indented, compact.Bytes(), "", indent)
-		candidates = append(candidates, indented.Bytes())
-	}
-	for _, candidate := range candidates {
-		for _, end := range []string{"", "\n"} {
-			sum := from.ID.Hash()
-			_, _ = sum.Write(candidate) // hash.Hash never fails
-			_, _ = sum.Write([]byte(end))
-			if oci.DigestOf(from.ID.Algorithm(), sum) == from.ID {
-				return append(candidate[:len(candidate):len(candidate)], end...), true
-			}
-		}
-	}
-	return compact.Bytes(), false
 }
 
 // manifest makes a manifest for the image: uncompressed layers by their diff IDs, in

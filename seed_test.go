@@ -251,6 +251,49 @@ func (c *seedCase) copies(t *testing.T, seed string, good bool) {
 	}
 }
 
+// A work directory of image-rs has layers and configurations: of an image only the
+// manifest is pulled. Its document is not believed, nor kept to when it changes.
+func TestWorkDirSeed(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	from := newClient(t)
+	if _, err := from.Pull(t.Context(), c.pinned, dray.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "work")
+	if _, err := from.ExportMetaStore(t.Context(), dir, nil, dray.MetaExportOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	client := clientWith(t, dray.Options{TrustedSeeds: []string{dir}})
+	if seeds := client.Seeds(); len(seeds) != 1 || len(seeds[0].Layers) != 3 || seeds[0].Problem != "" {
+		t.Errorf("seeds: %+v", seeds)
+	}
+	if _, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true}); dray.KindOf(err) != dray.KindNotFound {
+		t.Errorf("without a manifest: %v", err)
+	}
+	image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := image.Evidence; e.NetworkBytes != c.built.Manifest.Size || e.ResolvedBy != "network" {
+		t.Errorf("%d bytes from network, want the %d of the manifest: %+v", e.NetworkBytes, c.built.Manifest.Size, e)
+	}
+	report, err := client.Verify(t.Context(), dray.VerifyOptions{Seeds: true})
+	if err != nil || report.SeedLayers != 3 {
+		t.Errorf("verify: %+v, %v", report, err)
+	}
+	document := filepath.Join(dir, "meta_store.json")
+	check(t, os.Rename(document, document+".away"))
+	write(t, document, []byte("{}"))
+	if seeds := client.Seeds(); len(seeds) != 1 || !strings.Contains(seeds[0].Problem, "invalid meta_store.json") {
+		t.Errorf("changed: %+v", seeds)
+	}
+	o := dray.Options{Store: filepath.Join(t.TempDir(), "store"), Seeds: []string{dir}}
+	if _, err := dray.New(t.Context(), o); dray.KindOf(err) != dray.KindUnverified {
+		t.Errorf("broken: %v", err)
+	}
+}
+
 // A directory with a prefix goes to that path of a root file system, which may be
 // there; what fails leaves it as it was.
 func TestSeedPrefix(t *testing.T) {

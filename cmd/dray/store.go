@@ -309,11 +309,14 @@ func printVerify(app *cli.App, report dray.VerifyReport) error {
 }
 
 func newStoreDu(app *cli.App) *cobra.Command {
-	return &cobra.Command{
-		Use:     "du",
-		Short:   "Show what images and layers take on the disk",
-		Long:    "Shows for every image the blocks that it takes, and how many of them it shares\nwith others, and for every seed what it spares the store." + cli.ExitCodes(dray.KindCorrupt),
-		Example: app.Example("store du"),
+	wide := false
+	cmd := &cobra.Command{
+		Use:   "du",
+		Short: "Show what images and layers take on the disk",
+		Long: `Shows for every image the blocks that it takes, how many of them it shares with
+others, and how many are its own, which removing it frees; for every seed what it
+spares the store. --wide names who shares with whom, as --json does.` + cli.ExitCodes(dray.KindCorrupt),
+		Example: app.Example("store du --wide"),
 		Args:    cobra.NoArgs,
 		RunE: withStore(app, func(cmd *cobra.Command, _ []string, client *dray.Client) error {
 			usage, err := client.DiskUsage(cmd.Context())
@@ -323,23 +326,39 @@ func newStoreDu(app *cli.App) *cobra.Command {
 			if app.Globals.JSON {
 				return app.PrintJSON(usage)
 			}
-			return printUsage(app, usage)
+			return printUsage(app, usage, wide)
 		}),
 	}
+	cmd.Flags().BoolVar(&wide, "wide", false, "name the images that share, and those that use a seed")
+	return cmd
 }
 
-func printUsage(app *cli.App, usage dray.Usage) error {
+func printUsage(app *cli.App, usage dray.Usage, wide bool) error {
+	names := map[dray.Digest]string{}
+	for _, i := range usage.Images {
+		names[i.Manifest] = strings.Join(append([]string{fmt.Sprintf("%.19s", i.Manifest)}, i.Refs...), " ")
+	}
 	w := tabwriter.NewWriter(app.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "IMAGE\tREFERENCES\tON DISK\tSHARED\tOWN\tINODES")
 	for _, i := range usage.Images {
 		_, _ = fmt.Fprintf(w, "%.19s\t%s\t%s\t%s\t%s\t%d\n", i.Manifest, strings.Join(i.Refs, " "),
 			cli.Size(i.Total.DiskBytes), cli.Size(i.Shared.DiskBytes), cli.Size(i.Own.DiskBytes), i.Total.Inodes)
+		for _, other := range i.SharedWith {
+			if wide {
+				_, _ = fmt.Fprintf(w, "  with\t%s\t%d layers of %s\t%s\t\t\n", names[other.Manifest], other.Layers, cli.Size(other.SizeBytes), cli.Size(other.DiskBytes))
+			}
+		}
 	}
 	for _, m := range usage.Mounts {
 		_, _ = fmt.Fprintf(w, "mount %s\t%s\t%s\t\t\t%d\n", m.ID, m.Target, cli.Size(m.DiskBytes), m.Inodes)
 	}
 	for _, s := range usage.Seeds {
 		_, _ = fmt.Fprintf(w, "seed %s\t%d layers of %d images\t%s saved\t\t\t\n", s.Seed, s.Layers, s.Images, cli.Size(s.SavedBytes))
+		for _, user := range s.UsedBy {
+			if wide {
+				_, _ = fmt.Fprintf(w, "  for\t%s\t\t\t\t\n", names[user])
+			}
+		}
 	}
 	_, _ = fmt.Fprintf(w, "total of %d layers\t\t%s\t\t\t%d\n", len(usage.Layers), cli.Size(usage.Total.DiskBytes), usage.Total.Inodes)
 	return w.Flush()

@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
-	"dray/internal/metastore"
 	"dray/internal/oci"
 	"dray/internal/retar"
 	"dray/internal/store"
@@ -90,19 +90,13 @@ func (s *Seed) layer(id oci.DiffID) (*Layer, error) {
 // foreignLayer looks for the layer in a work directory of image-rs; missing is the
 // error if this is none.
 func (s *Seed) foreignLayer(l *Layer, id oci.DiffID, missing error) (*Layer, error) {
-	p, err := l.from.open(metastore.FileName)
-	if err != nil {
-		return nil, missing
-	}
-	_ = p.Close()
-	w, err := metastore.Open(s.path, metastore.Options{MaxBytes: maxManifestBytes})
+	document, err := s.metaStore(l.from)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = w.Close() }()
-	for i := range w.Layers {
-		if w.Layers[i].DiffID == id {
-			l.tree = filepath.Join("layers", w.Layers[i].Name)
+	for i := range document.Layers {
+		if document.Layers[i].DiffID == id {
+			l.tree = filepath.Join("layers", document.Layers[i].Name)
 			l.Record = store.LayerRecord{DiffID: id, Layout: store.LayoutDir, Whiteouts: store.WhiteoutsTrusted}
 			return l, nil
 		}
@@ -282,6 +276,15 @@ func (s *Seed) LayerIDs() ([]oci.DiffID, error) {
 			if id, err := oci.ParseDiffID(algorithm + ":" + name); err == nil {
 				ids = append(ids, id)
 			}
+		}
+	}
+	document, err := s.metaStore(from)
+	if err != nil {
+		return nil, err
+	}
+	for i := range document.Layers {
+		if id := document.Layers[i].DiffID; !slices.Contains(ids, id) {
+			ids = append(ids, id)
 		}
 	}
 	return ids, nil

@@ -39,8 +39,10 @@ type Seed struct {
 	trusted bool
 	machine *machine
 
-	mu      sync.Mutex // guards archive
-	archive *archive   // as it was last seen; nil: not yet, or a directory
+	mu         sync.Mutex          // guards the fields below
+	archive    *archive            // as it was last seen; nil: not yet, or a directory
+	document   *metastore.Document // as it was last seen, in a work directory
+	documentID store.FileID
 }
 
 // Path returns the seed's path as it was named.
@@ -106,6 +108,9 @@ func (s *Seed) check() error {
 func (s *Seed) checkOther(from files) error {
 	for _, name := range []string{versionName, layoutName, metastore.FileName} {
 		p, err := from.open(name)
+		if err == nil && name == metastore.FileName {
+			return errors.Join(p.Close(), s.checkMetaStore(from))
+		}
 		if err == nil {
 			return p.Close()
 		}
@@ -164,7 +169,11 @@ func (s *Seed) Config(d oci.Digest) (raw []byte, ok bool) {
 			return image.RawConfig, true
 		}
 	}
-	return nil, false
+	from, err := s.files()
+	if err != nil {
+		return nil, false
+	}
+	return s.metaConfig(from, d)
 }
 
 // images returns the records that are whole. Others are not there.

@@ -334,12 +334,22 @@ func TestUsage(t *testing.T) {
 	if diff := cmp.Diff(users, map[oci.DiffID]int{diffID("base"): 2, diffID("a-only"): 1, diffID("alone"): 0}); diff != "" {
 		t.Errorf("images of each layer:\n%s", diff)
 	}
+	layer, err := s.Layer(diffID("base"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(i *Image) []Sharer {
+		return []Sharer{{Manifest: i.Manifest.Digest, Layers: 1, DiskBytes: sizes[diffID("base")].DiskBytes, SizeBytes: layer.SizeBytes}}
+	}
+	if u.Layers[slices.IndexFunc(u.Layers, func(l LayerUsage) bool { return l.DiffID == diffID("a-only") })].UsedBy[0] != a.Manifest.Digest {
+		t.Errorf("who uses what: %+v", u.Layers)
+	}
 	base, own := sizes[diffID("base")], sizes[diffID("a-only")]
 	total := base
 	total.add(own)
 	want := []ImageUsage{
-		{Manifest: a.Manifest.Digest, Refs: []string{"a", "a2"}, Total: total, Own: own, Shared: base},
-		{Manifest: b.Manifest.Digest, Refs: []string{"b"}, Total: base, Shared: base},
+		{Manifest: a.Manifest.Digest, Refs: []string{"a", "a2"}, Total: total, Own: own, Shared: base, SharedWith: with(b)},
+		{Manifest: b.Manifest.Digest, Refs: []string{"b"}, Total: base, Shared: base, SharedWith: with(a)},
 	}
 	slices.SortFunc(want, func(x, y ImageUsage) int { return cmpDigests(x.Manifest, y.Manifest) })
 	if diff := cmp.Diff(u.Images, want); diff != "" {

@@ -145,10 +145,11 @@ func measureVerity(f *os.File) string {
 
 // SeedUsage is what seeds spare the store.
 type SeedUsage struct {
-	Seed       string `json:"seed"`
-	Layers     int    `json:"layers"` // that are used where they lie
-	Images     int    `json:"images"` // that use some of them
-	SavedBytes int64  `json:"saved_bytes"`
+	Seed       string       `json:"seed"`
+	Layers     int          `json:"layers"`            // that are used where they lie
+	Images     int          `json:"images"`            // that use some of them
+	UsedBy     []oci.Digest `json:"used_by,omitempty"` // their manifests
+	SavedBytes int64        `json:"saved_bytes"`
 }
 
 // seedUsage adds up the layers that lie in seeds.
@@ -181,6 +182,7 @@ func (s *Store) seedUsage(layers []*Layer) ([]SeedUsage, error) {
 		for _, image := range images {
 			if slices.ContainsFunc(image.DiffIDs, func(id oci.DiffID) bool { return inSeed[name][string(id)] }) {
 				u.Images++
+				u.UsedBy = append(u.UsedBy, image.Manifest.Digest)
 			}
 		}
 		usage = append(usage, *u)

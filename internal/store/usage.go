@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 
 	"dray/internal/oci"
 
@@ -71,17 +73,27 @@ func (a *Size) add(b Size) {
 type LayerUsage struct {
 	DiffID oci.DiffID `json:"diff_id"`
 	Size
-	Images int    `json:"images"`         // how many use it; 0 means that the collector takes it
-	Seed   string `json:"seed,omitempty"` // where its contents are, if not in the store
+	Images int          `json:"images"`            // how many use it; 0 means that the collector takes it
+	UsedBy []oci.Digest `json:"used_by,omitempty"` // their manifests
+	Seed   string       `json:"seed,omitempty"`    // where its contents are, if not in the store
 }
 
 // ImageUsage is the room that one image's layers take, repeated layers once.
 type ImageUsage struct {
-	Manifest oci.Digest `json:"manifest"`
-	Refs     []string   `json:"refs"`
-	Total    Size       `json:"total"`
-	Own      Size       `json:"own"`    // of layers that no other image uses: what removing it frees
-	Shared   Size       `json:"shared"` // of the others
+	Manifest   oci.Digest `json:"manifest"`
+	Refs       []string   `json:"refs"`
+	Total      Size       `json:"total"`
+	Own        Size       `json:"own"`    // of layers that no other image uses: what removing it frees
+	Shared     Size       `json:"shared"` // of the others
+	SharedWith []Sharer   `json:"shared_with,omitempty"`
+}
+
+// Sharer is an image that has layers in common with another.
+type Sharer struct {
+	Manifest  oci.Digest `json:"manifest"`
+	Layers    int        `json:"layers"`
+	DiskBytes int64      `json:"disk_bytes"` // of these layers, in the store
+	SizeBytes int64      `json:"size_bytes"` // uncompressed, wherever they lie
 }
 
 // MountUsage is the room that one mount's own files take.
@@ -128,12 +140,12 @@ func (s *Store) usage(ctx context.Context) (u Usage, err error) {
 			return u, err
 		}
 	}
-	users, err := s.imageUsage(&u, sizes)
+	users, err := s.imageUsage(&u, layers, sizes)
 	if err != nil {
 		return u, err
 	}
 	for _, layer := range layers {
-		use := LayerUsage{DiffID: layer.DiffID, Size: sizes[layer.DiffID], Images: users[layer.DiffID]}
+		use := LayerUsage{DiffID: layer.DiffID, Size: sizes[layer.DiffID], Images: len(users[layer.DiffID]), UsedBy: users[layer.DiffID]}
 		if layer.Seed != nil {
 			use.Seed = layer.Seed.Seed
 		}
@@ -167,8 +179,8 @@ func (s *Store) usage(ctx context.Context) (u Usage, err error) {
 	return u, nil
 }
 
-// imageUsage fills in u.Images and counts the images that use each layer.
-func (s *Store) imageUsage(u *Usage, sizes map[oci.DiffID]Size) (map[oci.DiffID]int, error) {
+// imageUsage fills in u.Images and returns the images that use each layer.
+func (s *Store) imageUsage(u *Usage, layers []*Layer, sizes map[oci.DiffID]Size) (map[oci.DiffID][]oci.Digest, error) {
 	images, err := s.Images()
 	if err != nil {
 		return nil, err
@@ -181,25 +193,48 @@ func (s *Store) imageUsage(u *Usage, sizes map[oci.DiffID]Size) (map[oci.DiffID]
 	for _, ref := range refs {
 		names[ref.Digest] = append(names[ref.Digest], ref.Name)
 	}
-	users := map[oci.DiffID]int{}
+	users := map[oci.DiffID][]oci.Digest{}
 	for _, image := range images {
 		for id := range distinct(image.DiffIDs) {
-			users[id]++
+			users[id] = append(users[id], image.Manifest.Digest)
 		}
+	}
+	byID := map[oci.DiffID]*Layer{}
+	for _, layer := range layers {
+		byID[layer.DiffID] = layer
 	}
 	for _, image := range images {
 		use := ImageUsage{Manifest: image.Manifest.Digest, Refs: names[image.Manifest.Digest]}
+		sharers := map[oci.Digest]*Sharer{}
 		for id := range distinct(image.DiffIDs) {
 			use.Total.add(sizes[id])
-			if users[id] == 1 {
+			if len(users[id]) == 1 {
 				use.Own.add(sizes[id])
-			} else {
-				use.Shared.add(sizes[id])
+				continue
 			}
+			use.Shared.add(sizes[id])
+			for _, other := range users[id] {
+				if sharers[other] == nil {
+					sharers[other] = &Sharer{Manifest: other}
+				}
+				sharers[other].add(byID[id], sizes[id])
+			}
+		}
+		delete(sharers, use.Manifest)
+		for _, other := range slices.Sorted(maps.Keys(sharers)) {
+			use.SharedWith = append(use.SharedWith, *sharers[other])
 		}
 		u.Images = append(u.Images, use)
 	}
 	return users, nil
+}
+
+func (s *Sharer) add(l *Layer, size Size) {
+	s.Layers++
+	s.DiskBytes += size.DiskBytes
+	if l != nil { // not missing
+		s.SizeBytes += l.SizeBytes
+	}
 }
 
 func distinct(ids []oci.DiffID) map[oci.DiffID]bool {
