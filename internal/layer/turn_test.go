@@ -78,6 +78,27 @@ func TestZstdTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	readAll(t, last, want)
+	early := turns.Turn(t.Context())
+	if err := early.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(gone); !errors.Is(err, cause) {
+		t.Errorf("got %v while a layer that is not open has the turn, want %v", err, cause)
+	}
+	early.End() // it was no zstd layer
+	early.End()
+	if err := early.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	waited, err := layer.Decompress(bytes.NewReader(blob.Bytes()), layer.Options{Turn: early})
+	if err != nil {
+		t.Fatal(err)
+	}
+	early.End() // the open layer has it
+	if _, err := open(gone); !errors.Is(err, cause) {
+		t.Errorf("got %v while a layer is open, want %v", err, cause)
+	}
+	readAll(t, waited, want)
 }
 
 // readAll reads d to its end and closes it.

@@ -48,16 +48,38 @@ func NewZstdTurns(count int) *ZstdTurns {
 // Turn returns the claim of one layer, which waits until ctx ends.
 func (t *ZstdTurns) Turn(ctx context.Context) *Turn { return &Turn{ctx: ctx, of: t} }
 
-// Turn is a layer's claim to be read. Nil does not wait.
+// Turn is a layer's claim to be read, for one goroutine. Nil does not wait.
 type Turn struct {
-	ctx context.Context //nolint:containedctx // of the layer that waits
-	of  *ZstdTurns
+	ctx  context.Context //nolint:containedctx // of the layer that waits
+	of   *ZstdTurns
+	left *zstd.Decoder // that Wait got, nil if it is to be made
+	has  bool          // what Wait got is not taken yet
+}
+
+// Wait waits for the turn now, before the layer holds anything: a connection, buffers.
+// Without it, opening a zstd layer waits.
+func (t *Turn) Wait() (err error) {
+	t.left, err = t.take()
+	t.has = err == nil
+	return err
+}
+
+// End gives back what Wait got, if the layer was not opened, or is not zstd.
+func (t *Turn) End() {
+	if t.has {
+		t.has = false
+		t.give(t.left)
+	}
 }
 
 // take waits. The decoder is nil where none is left over.
 func (t *Turn) take() (*zstd.Decoder, error) {
 	if t == nil {
 		return nil, nil //nolint:nilnil // nil: to be made
+	}
+	if t.has {
+		t.has = false
+		return t.left, nil
 	}
 	t.of.waiting.Add(1)
 	defer t.of.waiting.Add(-1)

@@ -64,13 +64,20 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 	if f.offline {
 		return nil, false, how, fmt.Errorf("offline: %w", errors.Join(append(how.refused, store.ErrNotFound)...))
 	}
+	turn := e.zstd.Turn(ctx)
+	defer turn.End()
+	if f.blob.MediaType == oci.MediaTypeLayerZst || f.blob.MediaType == oci.MediaTypeDockerLayerZst {
+		if err := turn.Wait(); err != nil {
+			return nil, false, how, err
+		}
+	}
 	body, err := f.source.Blob(ctx, f.blob, 0)
 	if err != nil {
 		return nil, false, how, err
 	}
 	defer func() { _ = body.Close() }()
 	refused := how.refused
-	record, how, err := e.chain(ctx, f, txn, body)
+	record, how, err := e.chain(ctx, f, txn, body, turn)
 	how.refused = refused
 	if err != nil {
 		return nil, false, how, err
@@ -82,14 +89,14 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 
 // chain unpacks a blob into the transaction's directory: one line per stage.
 // Whatever is wrong with the blob, it is in the error, and nothing is committed.
-func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.Reader) (record store.LayerRecord, how layerNotes, err error) {
+func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.Reader, turn *layer.Turn) (record store.LayerRecord, how layerNotes, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stored := stream.NewVerifier(&meter{src: body, flight: f}, "blob", f.blob.Digest, f.blob.Size)
 	fetched := stream.NewAhead(ctx, stored, storedBlocks, storedBlockBytes)
 	defer closeAfter(cancel, fetched)
 	o := e.options.Decompress
-	o.Turn = e.zstd.Turn(ctx)
+	o.Turn = turn
 	opened, err := layer.Decompress(fetched, o)
 	if err != nil {
 		return record, how, e.blame(fetched, err)

@@ -175,7 +175,7 @@ func (e *Engine) fromSeeds(ctx context.Context, f *flight, txn *store.Txn) (done
 		}
 	}()
 	for _, blob := range blobs {
-		record, notes, err := e.chain(ctx, f, txn, blob)
+		record, notes, err := e.chain(ctx, f, txn, blob, e.zstd.Turn(ctx))
 		if err == nil {
 			notes.refused, how = how.refused, notes
 			how.seed, how.seedUse = blob.Seed.Path(), seed.Loose.String()

@@ -31,10 +31,11 @@ func (p *PullFlags) AddFresh(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&p.fresh, "pull", false, "ask the registry even if the store has the image")
 }
 
-// PullOptions returns the library's options, with the progress display started.
+// PullOptions returns the library's options, with the progress display started and the
+// program's own pages kept few.
 func (a *App) PullOptions(p *PullFlags) (dray.PullOptions, error) {
 	progress, err := a.StartProgress()
-	return dray.PullOptions{Offline: p.offline, RequireDigest: p.requireDigest, Fresh: p.fresh, Progress: progress}, err
+	return dray.PullOptions{Offline: p.offline, RequireDigest: p.requireDigest, Fresh: p.fresh, Progress: trimming(progress)}, err
 }
 
 // PullCommand returns dray pull.
@@ -90,7 +91,7 @@ func (a *App) runPull(ctx context.Context, refs []string, flags *PullFlags, expl
 		if err := a.printImage(image); err != nil {
 			return err
 		}
-		if options.Progress, err = a.StartProgress(); err != nil {
+		if options, err = a.PullOptions(flags); err != nil {
 			return err
 		}
 	}

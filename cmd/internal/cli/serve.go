@@ -97,13 +97,14 @@ func (a *App) runServe(cmd *cobra.Command, options dray.ServeOptions, b dray.Bun
 			return err
 		}
 	}
+	b.Pull.Progress = trimming(b.Pull.Progress)
 	defer func() { err = JoinClose(err, client) }()
 	if explain {
 		if err := a.printFormula(client.Explain()); err != nil {
 			return err
 		}
 	}
-	dropProgramPages()
+	spareMemory()
 	return client.Serve(ctx, options, b)
 }
 
