@@ -22,8 +22,12 @@ import (
 // has it, "use", which takes usedTime of CPU, servers good and bad, and a bench of its own.
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
-	case "imagepuller", "ttrpc-cdh":
-		exit(predecessor())
+	case "imagepuller":
+		exit(predecessor(imagepuller(pullerSocket)))
+	case "imagepuller-2025":
+		exit(predecessor(imagepuller(oldPullerSocket)))
+	case "ttrpc-cdh":
+		exit(predecessor(hub()))
 	}
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == "serve":

@@ -54,16 +54,7 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 	case "imagepuller":
 		r.Version = fingerprint(found)
 		r.server = func(s *site) []string { return append([]string{found, "--storepath", s.store}, extra...) }
-		// newer ones take --listen neither: the socket is where Contrast has it
-		const socket = "/run/guest-services/imagepull.socket"
-		r.prepare = func(ctx context.Context, s *site, _ request) error {
-			s.socket = socket
-			if conn, err := dial(ctx, s); err == nil {
-				_ = conn.Close()
-				return fmt.Errorf("somebody serves %s already, perhaps another bench: stop it first", socket)
-			}
-			return os.MkdirAll(filepath.Dir(socket), 0o700)
-		}
+		r.prepare, r.ready = preparePuller, pullerListens
 	case "image-rs":
 		r.Version = fingerprint(found)
 		r.prepare = writeHubConfig
@@ -72,6 +63,41 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 		}
 	}
 	return r, nil
+}
+
+// pullerSockets are where imagepuller listens, and nowhere else: now, and in its first
+// versions.
+func pullerSockets() []string {
+	return []string{"/run/guest-services/imagepull.socket", "/run/confidential-containers/imagepuller.sock"}
+}
+
+// preparePuller makes sure that nobody else would be measured.
+func preparePuller(ctx context.Context, s *site, _ request) error {
+	for _, s.socket = range pullerSockets() {
+		if conn, err := dial(ctx, s); err == nil {
+			_ = conn.Close()
+			return fmt.Errorf("somebody serves %s already, perhaps another bench: stop it first", s.socket)
+		}
+		if err := os.MkdirAll(filepath.Dir(s.socket), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pullerListens waits until one of the sockets takes connections, which is then the
+// site's.
+func pullerListens(ctx context.Context, s *site) error {
+	return poll(ctx, s.server, func() (err error) {
+		for _, s.socket = range pullerSockets() {
+			conn, e := dial(ctx, s)
+			if e == nil {
+				return conn.Close()
+			}
+			err = errors.Join(err, e)
+		}
+		return err
+	})
 }
 
 // bareReference is for those who take loopback for plain HTTP, or are told in their

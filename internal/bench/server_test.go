@@ -5,7 +5,6 @@ package bench_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -22,41 +21,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"dray"
 	"dray/internal/bench"
-	"dray/internal/guest"
 	"dray/internal/guest/api"
 	"dray/internal/testkit"
 )
-
-// predecessor is a server with the command line, the socket and the configuration of
-// imagepuller or of the Confidential Data Hub, as which it was called; dray does the work.
-func predecessor() (err error) {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	flags := flag.NewFlagSet("", flag.ContinueOnError)
-	store, file := flags.String("storepath", "", ""), flags.String("c", "", "")
-	if err := flags.Parse(os.Args[1:]); err != nil {
-		return err
-	}
-	o := dray.Options{Store: *store}
-	serve := dray.ServeOptions{Listen: []string{guest.DefaultSocket}, RequireDigest: true}
-	if *file == "" {
-		o.PlainHTTP = true // as its library does for loopback
-	} else {
-		config, err := guest.LoadConfig(*file)
-		if err != nil {
-			return err
-		}
-		o.Store, o.Hosts, serve.Listen = config.Store, config.Hosts, config.Sockets
-	}
-	client, err := dray.New(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, client.Close()) }()
-	return client.Serve(ctx, serve, dray.BundleOptions{NoConfig: true})
-}
 
 // bad is a server of the right protocol that does what it should not.
 type bad struct{ how string }
@@ -112,36 +80,6 @@ func self(t *testing.T) string {
 	return path
 }
 
-// Both predecessors' command lines, sockets, configurations and wires, with no flag
-// but the path.
-func TestPredecessorsAreRecognised(t *testing.T) {
-	testkit.Need(t, testkit.Root())
-	dir := t.TempDir()
-	var rivals []*bench.Rival
-	for _, name := range []string{"imagepuller", "ttrpc-cdh"} {
-		path := filepath.Join(dir, name)
-		if err := os.Symlink(self(t), path); err != nil {
-			t.Fatal(err)
-		}
-		rivals = append(rivals, rival(t, path))
-	}
-	report := measure(t, bench.Options{Rivals: rivals})
-	if len(report.Runs) != 4 {
-		t.Fatalf("%d runs", len(report.Runs))
-	}
-	for _, r := range report.Runs {
-		if r.Error != "" || r.Cleanup != "" || r.PeakRSS == 0 || r.StartSeconds == 0 || r.Storage.Blocks < 2<<20 || r.NetworkBytes < 500_000 {
-			t.Errorf("%s %s: error %q, cleanup %q, %+v", r.Rival, r.Mode, r.Error, r.Cleanup, r)
-		}
-		if r.Mode == bench.Individual && (r.FirstByteSeconds < r.Seconds || r.MountSeconds == 0) {
-			t.Errorf("%s: first byte %f s, mount %f s, answered after %f s", r.Rival, r.FirstByteSeconds, r.MountSeconds, r.Seconds)
-		}
-	}
-	if kinds := report.Rivals[0].Kind + " " + report.Rivals[1].Kind; kinds != "imagepuller image-rs" {
-		t.Errorf("kinds %s", kinds)
-	}
-}
-
 func TestBadServers(t *testing.T) {
 	testkit.Need(t, testkit.Root())
 	bad := func(how string) *bench.Rival { return bench.ServerRival(how, self(t), "serve", how, "{socket}") }
@@ -173,10 +111,10 @@ func TestBadServers(t *testing.T) {
 // What listens on the socket that imagepuller has to use would be measured instead.
 func TestSocketInUse(t *testing.T) {
 	testkit.Need(t, testkit.Root())
-	if err := os.MkdirAll(filepath.Dir(guest.DefaultSocket), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(pullerSocket), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("unix", guest.DefaultSocket) //nolint:noctx // a test's listener
+	l, err := net.Listen("unix", pullerSocket) //nolint:noctx // a test's listener
 	if err != nil {
 		t.Fatal(err)
 	}
