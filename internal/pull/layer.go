@@ -178,11 +178,7 @@ func (e *Engine) unpackStored(ctx context.Context, dir string) (record store.Lay
 // Unpack stores a layer as a tree below dir, and reads plain to its end. The
 // record has what is known of it then.
 func Unpack(ctx context.Context, dir string, plain stream.Blocks, limits layer.Limits, options apply.Options) (record store.LayerRecord, err error) {
-	tree := filepath.Join(dir, store.FSName)
-	if err := os.Mkdir(tree, 0o755); err != nil { //nolint:gosec // the layer's root is the image's /
-		return record, fmt.Errorf("unpack: %w", err)
-	}
-	root, err := os.Open(tree) //nolint:gosec // a path of ours
+	root, err := apply.MakeRoot(dir, store.FSName)
 	if err != nil {
 		return record, fmt.Errorf("unpack: %w", err)
 	}
