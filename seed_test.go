@@ -268,7 +268,7 @@ func TestWorkDirSeed(t *testing.T) { //nolint:paralleltest // mounts
 	if seeds := client.Seeds(); len(seeds) != 1 || len(seeds[0].Layers) != 3 || seeds[0].Problem != "" {
 		t.Errorf("seeds: %+v", seeds)
 	}
-	if _, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true}); dray.KindOf(err) != dray.KindNotFound {
+	if _, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true}); dray.KindOf(err) != dray.KindNotFound || !strings.Contains(err.Error(), "dray store import") {
 		t.Errorf("without a manifest: %v", err)
 	}
 	image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{})
@@ -522,7 +522,7 @@ func TestBadSeed(t *testing.T) {
 		"tar cut between files": {func(path string) error {
 			c.seed(t, path+".tar")
 			return errors.Join(os.Truncate(path+".tar", 1536), os.Rename(path+".tar", path))
-		}, dray.KindNotFound, "it is none, or cut off"},
+		}, dray.KindNotFound, "it is cut off, or none"},
 	} {
 		path := filepath.Join(dir, name)
 		check(t, test.make(path))
@@ -543,11 +543,22 @@ func TestSeedVanishes(t *testing.T) { //nolint:paralleltest // mounts
 		c.seed(t, seed)
 		client := clientWith(t, dray.Options{Seeds: []string{seed}})
 		first := filepath.Join(t.TempDir(), "first")
-		mountAt(t, client, c.pinned, first, dray.MountOptions{ReadOnly: true})
+		mounted := mountAt(t, client, c.pinned, first, dray.MountOptions{ReadOnly: true})
 		check(t, os.RemoveAll(seed))
 		if diff := testkit.Diff(c.want, testkit.Tree(t, first)); diff != "" {
 			t.Error(diff) // what is mounted holds its files
 		}
+		if l := client.Seeds(); len(l) != 1 || l[0].Problem == "" {
+			t.Errorf("a seed that is gone: %+v", l)
+		}
+		bare, err := dray.New(t.Context(), dray.Options{Store: client.Store(), Seeds: []string{}})
+		check(t, err)
+		_, err = bare.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true})
+		held := mounted.Image.Evidence.Layers[0].SeedUse == "held" // where EROFS mounts from files
+		if held && (dray.KindOf(err) != dray.KindNotFound || !strings.Contains(err.Error(), "in seed "+seed+", and are not there")) {
+			t.Errorf("%s: %v", form, err)
+		}
+		check(t, bare.Close())
 		image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{})
 		check(t, err)
 		for _, l := range image.Evidence.Layers {

@@ -88,7 +88,11 @@ func (s *seeded) Resolve(ctx context.Context, tag string, digest oci.Digest) (oc
 	}
 	s.asked = true
 	if s.offline {
-		return oci.Descriptor{}, nil, fmt.Errorf("offline: neither the store nor a seed has manifest %s: %w", digest, store.ErrNotFound)
+		hint := ""
+		if s.engine.options.Seeds.WorkDirs() {
+			hint = "; work directories of image-rs have none, \"dray store import\" takes their images over"
+		}
+		return oci.Descriptor{}, nil, fmt.Errorf("offline: neither the store nor a seed has manifest %s%s: %w", digest, hint, store.ErrNotFound)
 	}
 	return s.Source.Resolve(ctx, tag, digest)
 }

@@ -87,7 +87,7 @@ func (a *archive) walk(r *io.SectionReader, start, end int64) error {
 	}
 	root, ok := rootOf(all)
 	if !ok {
-		return fmt.Errorf("no %s in it; it is none, or cut off: %w", ManifestName, ErrNotSeed)
+		return fmt.Errorf("no %s in it: it is cut off, or none; other file systems are to be mounted first: %w", ManifestName, ErrNotSeed)
 	}
 	for name, e := range all {
 		if below, ok := strings.CutPrefix(name, root); ok {

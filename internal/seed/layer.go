@@ -283,11 +283,10 @@ func (s *Seed) LayerIDs() ([]oci.DiffID, error) {
 		return nil, err
 	}
 	for i := range document.Layers {
-		if id := document.Layers[i].DiffID; !slices.Contains(ids, id) {
-			ids = append(ids, id)
-		}
+		ids = append(ids, document.Layers[i].DiffID)
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // Verify reads all of a layer, wherever it would be used, and returns what is wrong

@@ -65,6 +65,19 @@ func (s *Seed) metaConfig(from files, d oci.Digest) (raw []byte, ok bool) {
 	return nil, false
 }
 
+// WorkDirs tells whether some of the seeds are work directories of image-rs: they have no
+// manifests.
+func (s *Set) WorkDirs() bool {
+	for _, one := range s.Seeds() {
+		if from, err := one.files(); err == nil {
+			if document, err := one.metaStore(from); err == nil && len(document.Images) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // checkMetaStore tells whether the document can be used.
 func (s *Seed) checkMetaStore(from files) error {
 	if _, err := s.metaStore(from); err != nil {

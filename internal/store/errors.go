@@ -71,8 +71,8 @@ func (s *Store) Explain(err error) error {
 	return err
 }
 
-// errStale is the state of an object that a power loss may have damaged. It is
-// an ErrNotFound for everyone outside.
+// errStale is the state of an object that a power loss may have damaged, or that lay in
+// a seed. It is an ErrNotFound for everyone outside.
 var errStale = fmt.Errorf("written before the machine stopped and never synced: %w", ErrNotFound)
 
 // waitError makes a deadline that passed while a lock was waited for an ErrBusy.

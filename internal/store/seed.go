@@ -54,23 +54,43 @@ func (r *SeedRef) Open() (*os.File, error) {
 	// Not to be kept waiting by a FIFO that somebody has put there.
 	f, err := os.OpenFile(r.Path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("seed %s: %w: %w", r.Seed, errStale, err)
+		return nil, &seedGoneError{r.Seed, err}
 	}
 	now, err := IdentifyFile(f)
 	if err == nil && now != r.File {
-		err = errors.New("the file was changed or replaced")
+		err = fmt.Errorf("%s was changed or replaced", r.Path)
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("seed %s: %w: %s: %w", r.Seed, errStale, r.Path, err)
+		return nil, &seedGoneError{r.Seed, err}
 	}
 	return f, nil
 }
 
+// seedGoneError reports a layer that lay in a seed which is not what it was: the layer
+// is not in the store then, and is taken from a seed or pulled again.
+type seedGoneError struct {
+	seed  string
+	cause error
+}
+
+var errOtherBoot = errors.New("it was looked at in another boot")
+
+// Error implements error.
+func (e *seedGoneError) Error() string {
+	return fmt.Sprintf("its contents were in seed %s, and are not there as they were: %v; pull it again, or give the seed that has it", e.seed, e.cause)
+}
+
+// Is makes it the state of an object that may be dropped, and an [ErrNotFound].
+func (*seedGoneError) Is(target error) bool { return target == errStale || target == ErrNotFound }
+
+// Unwrap returns the cause.
+func (e *seedGoneError) Unwrap() error { return e.cause }
+
 // holds tells whether r is still good in this boot.
 func (r *SeedRef) holds(boot string) error {
 	if r.Boot != boot && (r.File.Verity == "" || r.Trusted) {
-		return fmt.Errorf("seed %s: looked at in another boot: %w", r.Seed, errStale)
+		return &seedGoneError{r.Seed, errOtherBoot}
 	}
 	f, err := r.Open()
 	if err != nil {

@@ -205,7 +205,7 @@ func (s *Store) stale() ([]string, error) {
 func (s *Store) sayStale(ctx context.Context, stale []string) []string {
 	paths := make([]string, len(stale))
 	for i, name := range stale {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "removing what was not synced before the machine stopped", slog.String("path", name))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "removing what was not synced before the machine stopped, or lay in a seed that is gone", slog.String("path", name))
 		paths[i] = s.path(name)
 	}
 	return paths
