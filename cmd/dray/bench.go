@@ -136,37 +136,30 @@ func runBench(ctx context.Context, app *cli.App, f benchFlags, servers []string)
 
 // finishBench prints and saves the report, and says how it went.
 func finishBench(app *cli.App, f benchFlags, report, baseline *bench.Report, limits *bench.Limits) error {
+	var problems []error // of files: the figures are printed all the same
 	if f.saveJSON != "" {
-		if err := report.Write(f.saveJSON); err != nil {
-			return err
-		}
+		problems = append(problems, report.Write(f.saveJSON))
 	}
 	if f.html != "" {
-		if err := report.SaveHTML(f.html); err != nil {
-			return err
-		}
+		problems = append(problems, report.SaveHTML(f.html))
 	}
 	if f.save != "" {
-		if err := bench.SaveBaseline(f.saveDir, f.save, report); err != nil {
-			return err
-		}
+		problems = append(problems, bench.SaveBaseline(f.saveDir, f.save, report))
 	}
-	if err := printReport(app, report, baseline); err != nil {
-		return err
-	}
+	problems = append(problems, printReport(app, report, baseline))
 	if limits != nil {
 		exceeded, warnings := limits.Check(report)
 		for _, w := range warnings {
 			_, _ = fmt.Fprintf(app.Stderr, "bench: warning: %s\n", w)
 		}
 		if len(exceeded) > 0 {
-			return fmt.Errorf("bench: %w", errors.Join(exceeded...))
+			problems = append(problems, fmt.Errorf("bench: %w", errors.Join(exceeded...)))
 		}
 	}
 	if report.Failed() {
-		return errors.New("bench: some runs failed: see the report")
+		problems = append(problems, errors.New("bench: some runs failed: see the report"))
 	}
-	return nil
+	return errors.Join(problems...)
 }
 
 func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string) (bench.Options, error) {

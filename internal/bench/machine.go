@@ -92,25 +92,23 @@ const workPrefix = "dray-bench-"
 
 // workDirectory makes a directory for this bench, and sweeps those whose bench was
 // killed: their processes, mounts, groups and files. Another bench that still runs
-// holds a lock, and is left alone.
-func workDirectory(ctx context.Context, parent string) (dir string, release func() error, err error) {
+// holds a lock, and is left alone. What could not be swept stands in no one's way.
+func workDirectory(ctx context.Context, parent string) (dir string, release func() error, unswept, err error) {
 	if parent, err = filepath.Abs(parent); err != nil {
-		return "", nil, fmt.Errorf("make work directory: %w", err)
+		return "", nil, nil, fmt.Errorf("make work directory: %w", err)
 	}
 	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // as /var/tmp
-		return "", nil, fmt.Errorf("make work directory: %w", err)
+		return "", nil, nil, fmt.Errorf("make work directory: %w", err)
 	}
-	if err := sweep(ctx, parent); err != nil {
-		return "", nil, err
-	}
+	unswept = sweep(ctx, parent)
 	dir = filepath.Join(parent, workPrefix+strconv.Itoa(os.Getpid()))
 	lock, err := lockedDirectory(ctx, dir)
 	if err != nil {
-		return "", nil, fmt.Errorf("lock work directory: %w", err)
+		return "", nil, nil, fmt.Errorf("lock work directory: %w", err)
 	}
 	return dir, func() error {
-		return errors.Join(unmountBelow(dir), os.RemoveAll(dir), lock.Release())
-	}, nil
+		return errors.Join(unmountBelow(dir), removeAll(dir), lock.Release())
+	}, unswept, nil
 }
 
 // lockedDirectory makes dir and locks it. A bench that sweeps may take the directory
@@ -150,21 +148,23 @@ func sweep(ctx context.Context, parent string) error {
 	if err != nil {
 		return fmt.Errorf("sweep work directory: %w", err)
 	}
+	var problems []error
 	for _, dir := range left {
 		lock, err := durable.TryAcquire(filepath.Join(dir, "lock"), durable.Exclusive)
-		if errors.Is(err, durable.ErrLocked) {
-			continue // another bench is at work
+		if errors.Is(err, durable.ErrLocked) || errors.Is(err, os.ErrPermission) {
+			continue // another bench is at work, or was, as another user
 		}
 		if err != nil {
-			return fmt.Errorf("sweep %s: %w", dir, err)
+			problems = append(problems, fmt.Errorf("sweep %s: %w", dir, err))
+			continue
 		}
 		owner := strings.TrimPrefix(filepath.Base(dir), workPrefix)
-		err = errors.Join(sweepGroups(ctx, owner), unmountBelow(dir), os.RemoveAll(dir), lock.Release())
+		err = errors.Join(sweepGroups(ctx, owner), unmountBelow(dir), removeAll(dir), lock.Release())
 		if err != nil {
-			return fmt.Errorf("sweep %s: %w", dir, err)
+			problems = append(problems, fmt.Errorf("sweep %s: %w", dir, err))
 		}
 	}
-	return nil
+	return errors.Join(problems...)
 }
 
 // sweepGroups kills who is left in the control groups of a bench, and removes them.

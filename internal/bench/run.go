@@ -93,7 +93,7 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 	if err := h.chooseImages(); err != nil {
 		return nil, err
 	}
-	dir, release, err := workDirectory(ctx, o.Work)
+	dir, release, unswept, err := workDirectory(ctx, o.Work)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +120,9 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 		h.report.Networks = append(h.report.Networks, n.Name)
 	}
 	h.notes()
+	if unswept != nil {
+		h.report.Notes = append(h.report.Notes, fmt.Sprintf("an earlier bench has left something: %v", unswept))
+	}
 	return h.report, h.runAll(ctx)
 }
 
@@ -151,7 +154,7 @@ func (h *harness) notes() {
 		h.report.Notes = append(h.report.Notes, fmt.Sprintf("images came from %s: the network is not under control, and bytes and requests are not counted", h.Registry))
 	}
 	if !m.Root {
-		h.report.Notes = append(h.report.Notes, "not root: the page cache is not dropped, and rivals that need root will fail")
+		h.report.Notes = append(h.report.Notes, "not root: the page cache is not dropped, and servers that need root will fail, dray's service among them (`command:dray pull --storepath {store} http://{ref}` needs none)")
 		h.DropCaches, m.DropCaches = 0, 0
 	}
 	g, err := newGroups(groupPrefix+strconv.Itoa(os.Getpid())+"-probe", 0)

@@ -257,6 +257,39 @@ func TestWithoutRoot(t *testing.T) {
 	}
 }
 
+// What an ordinary user may not write to is removed, what leaves its parent is ended, and
+// what another user's bench has left is in nobody's way.
+func TestLeftoversWithoutRoot(t *testing.T) {
+	testkit.Need(t, testkit.Root()) // to become somebody else
+	program, corpusDir, work := openDir(t)
+	theirs := filepath.Join(work, "dray-bench-999999")
+	if err := errors.Join(os.Mkdir(theirs, 0o700), os.WriteFile(filepath.Join(theirs, "lock"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, "measure", corpusDir, work)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	cmd.Dir = work
+	mark := "4321" + filepath.Base(filepath.Dir(work))[1:]
+	cmd.Env = append(os.Environ(), "BENCH_TEST_PROGRAM=mkdir {store}/sealed && echo x >{store}/sealed/x && chmod 500 {store}/sealed && echo x >{dir}/x; sleep "+mark+" & ")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.RemoveAll(theirs); err != nil {
+		t.Error(err)
+	}
+	for _, report := range reports(t, work) {
+		for _, r := range report.Runs {
+			if r.Error != "" || r.Cleanup != "" {
+				t.Errorf("%s: %q, %q", r.Rival, r.Error, r.Cleanup)
+			}
+		}
+	}
+	found, err := exec.CommandContext(t.Context(), "pgrep", "-f", "sleep "+mark).Output()
+	if err == nil {
+		t.Errorf("processes are left: %s", found)
+	}
+}
+
 // Two benches in one directory leave each other alone.
 func TestTwoBenchesAtOnce(t *testing.T) {
 	program, corpusDir, work := openDir(t)

@@ -35,6 +35,7 @@ type site struct {
 	mu           sync.Mutex // guards the fields below; the sampler reads them
 	commands     []*process // one-shot commands that are running
 	endedSeconds float64    // CPU time of those that have ended
+	families     []int      // process groups of all that were started
 }
 
 // newSite makes a site below dir.
@@ -119,6 +120,9 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 		p.close()
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
+	s.mu.Lock()
+	s.families = append(s.families, p.cmd.Process.Pid)
+	s.mu.Unlock()
 	go func() { // ends with the process, which close and run wait for
 		p.err = p.cmd.Wait()
 		close(p.ended)
@@ -212,7 +216,12 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 // made: processes, mounts, directories, groups.
 func (s *site) close(ctx context.Context, grace time.Duration) error {
 	problems := []error{s.server.stop("server", grace), s.helper.stop("server's helper", grace)}
-	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), os.RemoveAll(s.dir), s.groups.remove())
+	if s.groups.memory == "" { // what the control group would know better
+		for _, family := range s.families {
+			_ = syscall.Kill(-family, syscall.SIGKILL) // they may all have ended
+		}
+	}
+	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), removeAll(s.dir), s.groups.remove())
 	return errors.Join(problems...)
 }
 
@@ -259,6 +268,22 @@ func killGroup(ctx context.Context, g *groups) error {
 			return fmt.Errorf("kill what is left of the run: processes %v stay", left)
 		}
 	}
+}
+
+// removeAll removes a directory with all that is in it, also where its owner may not
+// write, as an ordinary user's store of an image has it.
+func removeAll(dir string) error {
+	err := os.RemoveAll(dir)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
+		if d != nil && d.IsDir() { // before it is read
+			_ = os.Chmod(path, 0o700) //nolint:gosec // a directory, to be removed
+		}
+		return nil // what cannot be removed is reported below
+	})
+	return os.RemoveAll(dir)
 }
 
 // unmountBelow takes away every mount in a directory, the innermost first.
