@@ -60,7 +60,7 @@ func New(ctx context.Context, o Options) (*Client, error) {
 	}
 	c := &Client{options: o, platform: platform, log: o.Log}
 	formula := c.Explain()
-	c.budget = stream.NewBudget(formula.RangesBytes - int64(formula.ZstdLayers-1)*formula.ZstdBytes)
+	c.budget = stream.NewBudget(formula.RangesBytes - formula.surplusTaken())
 	if o.Memory > 0 && o.Memory < formula.Buffers() {
 		return nil, fmt.Errorf("--memory %d is less than the %d bytes that %d layers in flight need; lower --workers: %w",
 			o.Memory, formula.Buffers(), formula.Workers, stream.ErrTooLarge)
@@ -102,7 +102,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 	c.engine, err = pull.New(pull.Options{
 		Store: c.store, Seeds: c.seeds, Workers: o.Workers, Linger: o.Linger, Sync: pull.SyncMode(o.Sync), Layout: c.chooseLayout,
 		Apply:      apply.Options{Whiteouts: form, UserNS: inside, IgnoreChownErrors: inside && userns.SingleID(), Log: o.Log},
-		Decompress: layer.Options{MaxBytes: o.MaxLayerBytes},
+		Decompress: layer.Options{MaxBytes: o.MaxLayerBytes, LargeStretches: c.Explain().largeStretches()},
 		ZstdLayers: c.Explain().ZstdLayers,
 		Tar:        layer.Limits{MaxBytes: o.MaxLayerBytes, MaxEntries: o.MaxEntries},
 		Log:        o.Log,

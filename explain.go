@@ -61,6 +61,27 @@ func (c *Client) Explain() Formula {
 	return f
 }
 
+// Of a window of ranges that is larger than usual, zstd layers that are read at once
+// take what they need, and then cores that help to inflate.
+func (f Formula) surplusTaken() int64 {
+	taken := int64(f.ZstdLayers-1) * f.ZstdBytes
+	if f.largeStretches() {
+		taken += f.helpersSurplus()
+	}
+	return taken
+}
+
+// largeStretches tells whether helpers have room for more than in the place of a layer.
+func (f Formula) largeStretches() bool {
+	left := f.RangesBytes - rangesBytes - int64(f.ZstdLayers-1)*f.ZstdBytes
+	return f.helpersSurplus() > 0 && left >= f.helpersSurplus()
+}
+
+// helpersSurplus is what they take more then: one layer keeps two workers busy.
+func (f Formula) helpersSurplus() int64 {
+	return int64(min(f.Workers-2, inflate.MaxHelpers)) * int64(inflate.LargeHelperBytes-inflate.HelperBytes)
+}
+
 // Buffers returns what the formula gives to buffers: all but the base.
 func (f Formula) Buffers() int64 {
 	return int64(f.Workers)*(f.RingBytes+f.CodecBytes+f.NamesBytes) + f.RangesBytes

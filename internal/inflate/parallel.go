@@ -19,10 +19,16 @@ const (
 
 	// HelperBytes is the memory of a [Parallel] for each of its helpers, besides
 	// [StateBytes]: the stretches, their input, and that of what lies between.
-	HelperBytes = specsPerHelper*(int(unsafe.Sizeof(speculation{}))+2*windowBytes+roomBytes) +
-		2*specsPerHelper*(segmentBytes+tailBytes) + int(unsafe.Sizeof(resolver{}))
+	HelperBytes = fixedBytes + specsPerHelper*roomBytes + 2*specsPerHelper*segmentBytes
+
+	// LargeHelperBytes is that of one with [ParallelOptions.Large].
+	LargeHelperBytes = fixedBytes + specsPerHelper*largeRoomBytes + 2*specsPerHelper*largeSegmentBytes
+
+	// fixedBytes of it do not depend on how large stretches are.
+	fixedBytes = specsPerHelper*(int(unsafe.Sizeof(speculation{}))+2*windowBytes) + 2*specsPerHelper*tailBytes + int(unsafe.Sizeof(resolver{}))
 
 	segmentBytes, tailBytes, roomBytes = 128 << 10, 64 << 10, 1280 << 10 // see sizes
+	largeSegmentBytes, largeRoomBytes  = 512 << 10, 4 << 20
 
 	// MaxHelpers is how many are of use: output is resolved and summed by the
 	// caller, which can do it for about as many.
@@ -44,6 +50,14 @@ type sizes struct {
 	segment int // input between the starts of two stretches that are decoded apart: a few blocks
 	tail    int // how far behind its end a stretch may look, for the block in which it ends
 	room    int // output of a stretch, twice what is decoded without a window; it ends early where there is no more
+}
+
+// sizesOf returns those of large stretches, or of the usual ones.
+func sizesOf(large bool) sizes {
+	if large {
+		return sizes{segment: largeSegmentBytes, tail: tailBytes, room: largeRoomBytes}
+	}
+	return sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes}
 }
 
 // Cores lends cores, and the memory that goes with them, to whoever decodes one
@@ -68,6 +82,10 @@ type ParallelOptions struct {
 	// Cores is asked for each helper, and for as long as it is; nil: they are
 	// there.
 	Cores Cores
+
+	// Large makes stretches four times as large, which is up to a tenth faster, in
+	// [LargeHelperBytes] a helper.
+	Large bool
 }
 
 // ParallelStats tells what became of the stretches that a [Parallel] has handed
@@ -153,8 +171,7 @@ func NewParallel(src io.Reader, opts ParallelOptions) *Parallel {
 		in = bufio.NewReaderSize(src, inputBytes)
 	}
 	return &Parallel{
-		r: NewReader(in), src: in, cores: opts.Cores, most: min(most, MaxHelpers), resume: warmUpBytes,
-		sizes: sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes},
+		r: NewReader(in), src: in, cores: opts.Cores, most: min(most, MaxHelpers), resume: warmUpBytes, sizes: sizesOf(opts.Large),
 	}
 }
 

@@ -47,12 +47,11 @@ func TestParallelMatchesReader(t *testing.T) {
 	for name, in := range parallelInputs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			small := sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes}
-			sameParallel(t, in, small, 1, 128<<10)
+			sameParallel(t, in, sizesOf(false), 1, 128<<10)
 			if testing.Short() {
 				return
 			}
-			sameParallel(t, in, sizes{segment: 512 << 10, tail: tailBytes, room: 4 << 20}, 3, 300<<10)
+			sameParallel(t, in, sizesOf(true), 3, 300<<10)
 			sameParallel(t, in, sizes{segment: 20_000, tail: 50_000, room: 300_000}, 2, 3000)
 		})
 	}
@@ -331,7 +330,7 @@ func (slow) Read([]byte) (int, error) {
 func TestSpeculationIsUsed(t *testing.T) {
 	t.Parallel()
 	in := compress(t, generate("binary", 3<<20, 6), 6)
-	stats := sameParallel(t, in, sizes{segment: segmentBytes, tail: tailBytes, room: roomBytes}, 1, 128<<10)
+	stats := sameParallel(t, in, sizesOf(false), 1, 128<<10)
 	if stats.Used < stats.Stretches/2 {
 		t.Errorf("of %d stretches %d were used", stats.Stretches, stats.Used)
 	}
@@ -431,19 +430,21 @@ func BenchmarkParallel(b *testing.B) {
 				_ = r.Close()
 			}
 		})
-		b.Run(name+"/parallel", func(b *testing.B) {
-			for b.Loop() {
-				p := NewParallel(bufio.NewReaderSize(bytes.NewReader(in), 32<<10), ParallelOptions{})
-				n, err := discard(p, make([]byte, 128<<10))
-				if err != nil {
-					b.Fatal(err)
+		for form, large := range map[string]bool{"parallel": false, "large": true} {
+			b.Run(name+"/"+form, func(b *testing.B) {
+				for b.Loop() {
+					p := NewParallel(bufio.NewReaderSize(bytes.NewReader(in), 32<<10), ParallelOptions{Large: large})
+					n, err := discard(p, make([]byte, 128<<10))
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.SetBytes(int64(n))
+					b.ReportMetric(100*float64(p.stats.Bytes)/float64(n), "%helped")
+					b.ReportMetric(float64(p.stats.Stretches-p.stats.Used), "unused")
+					_ = p.Close()
 				}
-				b.SetBytes(int64(n))
-				b.ReportMetric(100*float64(p.stats.Bytes)/float64(n), "%helped")
-				b.ReportMetric(float64(p.stats.Stretches-p.stats.Used), "unused")
-				_ = p.Close()
-			}
-		})
+			})
+		}
 	}
 }
 

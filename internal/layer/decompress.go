@@ -55,6 +55,9 @@ type Options struct {
 
 	// MaxHelpers is how many of them are taken at most; 0: all but one.
 	MaxHelpers int
+
+	// LargeStretches is [inflate.ParallelOptions.Large].
+	LargeStretches bool
 }
 
 // inputBytes is the size of the buffer between the source and the decoder. Large

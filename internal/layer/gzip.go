@@ -20,7 +20,7 @@ func newGzip(src *bufio.Reader, o *Options) *gzipReader {
 	if o.Cores == nil {
 		return &gzipReader{src: src, z: inflate.NewReader(src)}
 	}
-	p := inflate.NewParallel(src, inflate.ParallelOptions{Helpers: o.MaxHelpers, Cores: o.Cores})
+	p := inflate.NewParallel(src, inflate.ParallelOptions{Helpers: o.MaxHelpers, Cores: o.Cores, Large: o.LargeStretches})
 	return &gzipReader{src: src, z: p, parallel: p}
 }
 
