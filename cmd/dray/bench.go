@@ -177,6 +177,12 @@ func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string
 			return o, cli.Usage("--mode %q: want individual or continuous", m)
 		}
 	}
+	if f.repetitions < 1 {
+		return o, cli.Usage("--repetitions %d: want at least 1", f.repetitions)
+	}
+	if f.dropCaches < 0 || f.dropCaches > 3 {
+		return o, cli.Usage("--drop-caches %d: want 0 to 3", f.dropCaches)
+	}
 	if f.corpus != "debian" && f.corpus != contrastImages {
 		return o, cli.Usage("--corpus %q: want debian or %s", f.corpus, contrastImages)
 	}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -130,6 +131,9 @@ func (h *harness) chooseImages() error {
 	for _, name := range h.Images {
 		i := h.Corpus.Image(name)
 		if i == nil {
+			if !slices.Contains(CorpusNames(), name) {
+				return fmt.Errorf("image %q is not in the corpus, and none that can be built: there are %s", name, strings.Join(CorpusNames(), ", "))
+			}
 			return fmt.Errorf("image %q is not in the corpus: `dray bench corpus build --only %s` makes it", name, name)
 		}
 		h.images = append(h.images, *i)
@@ -329,15 +333,38 @@ func (h *harness) measure(ctx context.Context, s *site, j job, registry *registr
 	r.PeakRSS, r.PeakRSSSum = sampling.peakProcess, max(sampling.peakSum, sampling.peakProcess)
 	r.PeakCgroupAnon, r.Points = sampling.peakAnon, sampling.points
 	r.PeakCgroup, r.OOMKills = s.groups.peakBytes(), s.groups.oomKills()
-	if j.rival.server != nil && err != nil && s.server != nil {
-		if text := s.server.said(); text != "" {
-			err = fmt.Errorf("%w (the server's log ends: %s)", err, text)
-		}
-	}
 	if err != nil {
-		return err
+		return h.explain(ctx, s, r, err)
 	}
 	return h.afterwards(ctx, s, j, r)
+}
+
+// endTimeout bounds how long a server that has closed its connections may take to end.
+const endTimeout = 200 * time.Millisecond
+
+// explain adds what is known of a request that failed.
+func (h *harness) explain(ctx context.Context, s *site, r *Run, err error) error {
+	if r.OOMKills > 0 {
+		err = fmt.Errorf("%w (the kernel killed %d processes for want of memory)", err, r.OOMKills)
+	}
+	if s.server == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	select {
+	case <-s.server.ended:
+		if s.server.err == nil {
+			err = fmt.Errorf("%w (the server had ended)", err)
+		} else {
+			err = fmt.Errorf("%w (the server had ended: %w)", err, s.server.err)
+		}
+	case <-ctx.Done():
+	}
+	if text := s.server.said(); text != "" {
+		err = fmt.Errorf("%w (the server's log ends: %s)", err, text)
+	}
+	return err
 }
 
 // readyTimeout bounds how long a server may take to answer.

@@ -37,6 +37,8 @@ func (b bad) PullImage(_ context.Context, r *api.ImagePullRequest) (*api.ImagePu
 	case "die":
 		_, _ = os.Stderr.WriteString("out of luck\n")
 		os.Exit(3)
+	case "killed":
+		return nil, syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	case "leave": // mounts, one inside the other, and a process that is in no group of ours any more
 		root := filepath.Join(r.GetBundlePath(), "rootfs")
 		for _, dir := range []string{root, filepath.Join(root, "inner")} {
@@ -84,12 +86,13 @@ func TestBadServers(t *testing.T) {
 	testkit.Need(t, testkit.Root())
 	bad := func(how string) *bench.Rival { return bench.ServerRival(how, self(t), "serve", how, "{socket}") }
 	report := measure(t, bench.Options{
-		Rivals:  []*bench.Rival{bad("refuse"), bad("die"), bad("leave"), bench.ServerRival("never", "/bin/sleep", "1000"), rival(t, "floor")},
+		Rivals:  []*bench.Rival{bad("refuse"), bad("die"), bad("killed"), bad("leave"), bench.ServerRival("never", "/bin/sleep", "1000"), rival(t, "floor")},
 		Timeout: 4 * time.Second, Grace: 100 * time.Millisecond, Modes: []string{bench.Individual},
 	})
 	want := map[string]struct{ failure, cleanup string }{
 		"refuse": {"no such image here", "did not stop"},
-		"die":    {"out of luck", ""},
+		"die":    {"(the server had ended: exit status 3) (the server's log ends: out of luck", ""},
+		"killed": {"(the server had ended: signal: killed)", ""},
 		"leave":  {"", "did not stop"},
 		"never":  {"not ready in time", ""},
 		"floor":  {"", ""},
@@ -126,6 +129,19 @@ func TestSocketInUse(t *testing.T) {
 	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, path)}, Modes: []string{bench.Individual}})
 	if !strings.Contains(report.Runs[0].Error, "stop it first") {
 		t.Errorf("got %q", report.Runs[0].Error)
+	}
+}
+
+// A run that its limit kills says so; one that stays below it does not.
+func TestMemoryLimit(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{
+		rival(t, "small@command:echo x >{dir}/x"), rival(t, "large@command:dd if=/dev/zero of=/dev/null bs=64M count=1"),
+	}, Modes: []string{bench.Individual}, MemoryLimit: 24 << 20})
+	for _, r := range report.Runs {
+		if killed := strings.Contains(r.Error, "for want of memory"); killed != (r.Rival == "large") || killed != (r.OOMKills > 0) || !killed && r.Error != "" {
+			t.Errorf("%s: %q, %d kills", r.Rival, r.Error, r.OOMKills)
+		}
 	}
 }
 
