@@ -64,7 +64,7 @@ func (f *conversionFlags) add(flags *pflag.FlagSet) {
 
 // options returns the library's options. What they hold open is closed by the
 // second result.
-func (f *conversionFlags) options(app *cli.App) (o dray.ConvertOptions, closeAll func(), err error) {
+func (f *conversionFlags) options(ctx context.Context, app *cli.App) (o dray.ConvertOptions, closeAll func(), err error) {
 	o = dray.ConvertOptions{
 		Form: dray.FormEStargz, Level: f.gzipLevel, KeepDiffID: f.keepDiffID, OCI: f.oci,
 		Platforms: f.platforms, AllPlatforms: f.allPlatforms, Reuse: f.reuse, DryRun: f.dryRun,
@@ -100,7 +100,7 @@ func (f *conversionFlags) options(app *cli.App) (o dray.ConvertOptions, closeAll
 			return cli.Usage("%w", err)
 		}
 		files = append(files, file)
-		*into = file
+		*into = &input{File: file, ctx: ctx}
 		return nil
 	}
 	if err := errors.Join(open(f.record, &o.Record), open(f.prefetchList, &o.Prefetch)); err != nil {
@@ -228,7 +228,7 @@ func convertImage(ctx context.Context, app *cli.App, f *conversionFlags, source,
 		return err
 	}
 	defer func() { err = cli.JoinClose(err, images) }()
-	o, closeAll, err := f.options(app)
+	o, closeAll, err := f.options(ctx, app)
 	if err != nil {
 		return err
 	}

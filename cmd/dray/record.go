@@ -87,7 +87,7 @@ func (f *recordFlags) read(ctx context.Context, app *cli.App, images *dray.Image
 		return nil, err
 	}
 	if isFile(name) {
-		return readRecordFile(app, name)
+		return readRecordFile(ctx, app, name)
 	}
 	found, err := images.Record(ctx, name, from)
 	if err != nil {
@@ -108,9 +108,9 @@ func isFile(name string) bool {
 	return err == nil && !info.IsDir()
 }
 
-func readRecordFile(app *cli.App, name string) (*dray.Record, error) {
+func readRecordFile(ctx context.Context, app *cli.App, name string) (*dray.Record, error) {
 	var entries []dray.RecordEntry
-	found, err := scanRecordFile(app, name, func(e dray.RecordEntry) { entries = append(entries, e) })
+	found, err := scanRecordFile(ctx, app, name, func(e dray.RecordEntry) { entries = append(entries, e) })
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func readRecordFile(app *cli.App, name string) (*dray.Record, error) {
 }
 
 // scanRecordFile reads a record and keeps nothing of it.
-func scanRecordFile(app *cli.App, name string, take func(dray.RecordEntry)) (*dray.Record, error) {
-	f, err := openInput(app, name)
+func scanRecordFile(ctx context.Context, app *cli.App, name string, take func(dray.RecordEntry)) (*dray.Record, error) {
+	f, err := openInput(ctx, app, name)
 	if err != nil {
 		return nil, err
 	}
@@ -132,16 +132,19 @@ func scanRecordFile(app *cli.App, name string, take func(dray.RecordEntry)) (*dr
 	return found, nil
 }
 
-// openInput opens a file, or standard input for "-".
-func openInput(app *cli.App, name string) (io.ReadCloser, error) {
+// openInput opens a file, or standard input for "-". Its reads end with ctx.
+func openInput(ctx context.Context, app *cli.App, name string) (io.ReadCloser, error) {
 	if name == "-" {
-		return io.NopCloser(app.Stdin), nil
+		return io.NopCloser(interruptible(ctx, app.Stdin)), nil
 	}
 	f, err := os.Open(name) //nolint:gosec // the user's file
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, cli.ExitWith(int(dray.KindNotFound), err)
+	case err != nil:
+		return nil, err
 	}
-	return f, err
+	return &input{File: f, ctx: ctx}, nil
 }
 
 // readLists makes records of the lists.
@@ -161,7 +164,7 @@ func (f *recordFlags) readLists(ctx context.Context, app *cli.App, images *dray.
 }
 
 func (f *recordFlags) readList(ctx context.Context, app *cli.App, images *dray.Images, name string) ([]dray.RecordEntry, error) {
-	file, err := openInput(app, name)
+	file, err := openInput(ctx, app, name)
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func runRecordShow(ctx context.Context, app *cli.App, images *dray.Images, flags
 		return err
 	}
 	if len(args) == 1 && isFile(args[0]) && flags.image == "" && !app.Globals.JSON {
-		return showRecordFile(app, flags, args[0], paths)
+		return showRecordFile(ctx, app, flags, args[0], paths)
 	}
 	var s shown
 	if len(args) == 0 {
@@ -84,14 +84,14 @@ func runRecordShow(ctx context.Context, app *cli.App, images *dray.Images, flags
 
 // showRecordFile shows what is in a file without holding its entries, of which there
 // may be millions.
-func showRecordFile(app *cli.App, flags *recordFlags, name string, paths bool) error {
+func showRecordFile(ctx context.Context, app *cli.App, flags *recordFlags, name string, paths bool) error {
 	if _, err := flags.source(); err != nil {
 		return err
 	}
 	var s shown
 	var held []string // of standard input, which cannot be read again
 	var err error
-	s.Record, err = scanRecordFile(app, name, func(e dray.RecordEntry) {
+	s.Record, err = scanRecordFile(ctx, app, name, func(e dray.RecordEntry) {
 		s.count++
 		if paths && name == "-" {
 			held = append(held, e.Path)
@@ -108,7 +108,7 @@ func showRecordFile(app *cli.App, flags *recordFlags, name string, paths bool) e
 		out.print(dray.RecordEntry{Path: path})
 	}
 	if name != "-" {
-		if _, err := scanRecordFile(app, name, out.print); err != nil {
+		if _, err := scanRecordFile(ctx, app, name, out.print); err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ func ReadList(r io.Reader, l Limits) ([]string, error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, l.MaxLineBytes)
 	var list []string
-	for n := 1; lines.Scan(); n++ {
+	for n := 1; lines.Scan() && lines.Err() == nil; n++ { // after an error there is a part of a line
 		line := strings.TrimSpace(lines.Text())
 		if line == "" || line[0] == '#' {
 			continue

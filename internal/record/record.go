@@ -125,7 +125,7 @@ func Scan(r io.Reader, l Limits, take func(Entry)) (*Record, error) {
 	keptBytes := 0
 	var buf []byte
 	var last oci.Digest
-	for lines.Scan() {
+	for lines.Scan() && lines.Err() == nil { // after an error there is a part of a line
 		if len(lines.Bytes()) == 0 {
 			continue
 		}

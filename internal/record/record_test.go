@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -96,6 +97,19 @@ func TestSameEntries(t *testing.T) {
 `
 	if rec, err := Read(strings.NewReader(text), Limits{}); err != nil || len(rec.Entries) != 7 || rec.Lines != 9 {
 		t.Errorf("got %+v, %v", rec, err)
+	}
+}
+
+// A source that breaks off in the middle of a line is no malformed record.
+func TestBrokenSource(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	src := func(text string) io.Reader { return io.MultiReader(strings.NewReader(text), iotest.ErrReader(broken)) }
+	if _, err := Read(src(`{"path":"a"}`+"\n"+`{"pa`), Limits{}); !errors.Is(err, broken) {
+		t.Errorf("record: got %v", err)
+	}
+	if _, err := ReadList(src("a\n[b"), Limits{}); !errors.Is(err, broken) {
+		t.Errorf("list: got %v", err)
 	}
 }
 
