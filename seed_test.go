@@ -251,6 +251,33 @@ func (c *seedCase) copies(t *testing.T, seed string, good bool) {
 	}
 }
 
+// Of a trusted file not even the tars' headers are read when an image is pulled: its
+// indexes are used, wherever in it the tars are.
+func TestTrustedSeedIsNotRead(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	for _, form := range []string{"x.tar", "x.erofs"} {
+		path := filepath.Join(t.TempDir(), form)
+		c.seed(t, path)
+		raw := readFile(t, path)
+		const checksumAt = 148 // in a tar's header
+		at := bytes.Index(raw, []byte("etc/one\x00"))
+		copy(raw[at+checksumAt:], "damaged")
+		write(t, path, raw)
+		client := clientWith(t, dray.Options{TrustedSeeds: []string{path}})
+		if report, err := client.Layouts(t.Context()); err != nil || !report.EROFS || report.Backing != "files" {
+			testkit.Lacking(t, "EROFS from files", fmt.Sprintf("%+v, %v", report, err))
+		}
+		image, err := client.Pull(t.Context(), c.pinned, dray.PullOptions{Offline: true})
+		if err != nil || image.Evidence.Layers[0].SeedUse != "trusted" || image.Evidence.Layers[0].Layout != "seed" {
+			t.Errorf("%s: %+v, %v", form, image, err)
+		}
+		if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || report.OK() {
+			t.Errorf("%s: verify finds nothing: %+v, %v", form, report, err)
+		}
+	}
+}
+
 // A work directory of image-rs has layers and configurations: of an image only the
 // manifest is pulled. Its document is not believed, nor kept to when it changes.
 func TestWorkDirSeed(t *testing.T) { //nolint:paralleltest // mounts
