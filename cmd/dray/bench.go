@@ -58,7 +58,7 @@ fetched once. Most servers need root; without it, what can be measured is.
 
   dray bench bin/dray-guest podman containerd -n 10 -o r.json --html r.html
   dray bench ./imagepuller ./ttrpc-cdh bin/dray-guest --corpus contrast
-  dray bench bin/dray --image ghcr.io/me/app:v2 --profile --baseline before` + cli.ExitCodes(dray.KindNotFound, dray.KindInterrupted),
+  dray bench bin/dray --image ghcr.io/me/app:v2 --profile --baseline before` + cli.ExitCodes(dray.KindNotFound),
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !cmd.Flags().Changed("seed") {

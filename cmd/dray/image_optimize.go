@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 
 	"github.com/spf13/cobra"
@@ -80,13 +81,15 @@ func newImageOptimize(app *cli.App) *cobra.Command {
 
 This version does not run the image to see what it reads: one of --no-optimize
 (nothing comes first) and --prefetch-list (what comes first is told by a list) must
-be given. A record that another tool has made is used by
+be given. What a list means in SRC is shared as a record by --record-out and
+--record-out-ref. A record that another tool has made is used by
 "dray image convert --estargz --estargz-record-in FILE". The flags of the workload
 are accepted and not used.` + cli.ReferenceHelp + `
 
 Examples:
   dray image optimize --no-optimize --plain-http ghcr.io/a/b:1 http://registry2:5000/b:1-esgz
-  dray image optimize --prefetch-list hot.txt --reuse ghcr.io/a/b:1-esgz local:///tmp/output` +
+  dray image optimize --prefetch-list hot.txt --reuse ghcr.io/a/b:1-esgz local:///tmp/output
+  dray image optimize --oci --prefetch-list hot.txt --record-out-ref registry.example/b:record-1 ghcr.io/a/b:1 registry.example/b:1-esgz` +
 			cli.ExitCodes(imageKinds()...),
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -95,8 +98,8 @@ Examples:
 				return cli.Usage("--no-optimize and --prefetch-list contradict each other")
 			case !noOptimize && f.prefetchList == "":
 				return cli.Usage("this version does not run images to see what they read: use --no-optimize or --prefetch-list FILE, or \"dray image convert --estargz --estargz-record-in FILE\" with a record")
-			case recordOut != "" || recordOutRef != "":
-				return cli.Usage("--record-out and --record-out-ref need a run of the image, which this version does not do")
+			case noOptimize && (recordOut != "" || recordOutRef != ""):
+				return cli.Usage("--record-out and --record-out-ref have nothing to record with --no-optimize: use --prefetch-list FILE")
 			}
 			if err := w.check(); err != nil {
 				return err
@@ -104,14 +107,36 @@ Examples:
 			if err := f.check(app); err != nil {
 				return err
 			}
-			return convertImage(cmd.Context(), app, &f, args[0], args[1], func(*dray.ConvertOptions) {})
+			if err := convertImage(cmd.Context(), app, &f, args[0], args[1], func(*dray.ConvertOptions) {}); err != nil || f.dryRun {
+				return err
+			}
+			return withImages(app, func(ctx context.Context, args []string, images *dray.Images) error {
+				return recordOfList(ctx, app, images, f.prefetchList, args[0], recordOut, recordOutRef)
+			})(cmd, args)
 		},
 	}
 	flags := cmd.Flags()
 	f.add(flags)
 	w.add(flags)
 	flags.BoolVar(&noOptimize, "no-optimize", false, "convert only: nothing comes first")
-	flags.StringVar(&recordOut, "record-out", "", "`file` for the record of a run")
-	flags.StringVar(&recordOutRef, "record-out-ref", "", "`ref` for a record image of a run")
+	flags.StringVar(&recordOut, "record-out", "", "`file` for a record of what comes first")
+	flags.StringVar(&recordOutRef, "record-out-ref", "", "`ref` for a record image of what comes first")
 	return cmd
+}
+
+// recordOfList shares what a list means in an image as a record: in a file, and as a
+// record image, where they are wanted.
+func recordOfList(ctx context.Context, app *cli.App, images *dray.Images, list, source, file, target string) error {
+	if file == "" && target == "" {
+		return nil
+	}
+	flags := recordFlags{image: source, output: file}
+	entries, err := flags.readList(ctx, app, images, list)
+	if err == nil && file != "" {
+		err = flags.write(app, entries)
+	}
+	if err == nil && target != "" {
+		err = pushRecord(ctx, app, entries, target, images.PushRecord)
+	}
+	return err
 }
