@@ -78,6 +78,9 @@ func ParseReference(s string) (Reference, error) {
 	if scheme, _, ok := strings.Cut(rest, "://"); ok {
 		return Reference{}, fmt.Errorf("parse reference %q: unknown scheme %q; want http://, https://, local:// or oci-archive: %w", clip(s), scheme, ErrReference)
 	}
+	if _, err := ParseDigest(rest); err == nil {
+		return Reference{}, fmt.Errorf("parse reference %q: this is a digest; put the image in front of it, NAME@%s: %w", clip(s), rest, ErrReference)
+	}
 	ref := Reference{PlainHTTP: plain}
 	name, err := ref.cutVersion(s, rest)
 	if err != nil {

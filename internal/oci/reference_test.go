@@ -74,6 +74,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		"only a digest":       "@" + emptySHA256,
 		"empty tag":           "x:",
 		"empty digest":        "x@",
+		"digest alone":        emptySHA256,
 		"bad tag":             "x:-t",
 		"long tag":            "x:" + strings.Repeat("t", 129),
 		"short digest":        "x@sha256:abc",
