@@ -100,6 +100,8 @@ Examples:
 				return cli.Usage("this version does not run images to see what they read: use --no-optimize or --prefetch-list FILE, or \"dray image convert --estargz --estargz-record-in FILE\" with a record")
 			case noOptimize && (recordOut != "" || recordOutRef != ""):
 				return cli.Usage("--record-out and --record-out-ref have nothing to record with --no-optimize: use --prefetch-list FILE")
+			case (recordOut != "" || recordOutRef != "") && !isRegular(f.prefetchList):
+				return cli.Usage("--prefetch-list %s is read twice, for the layers and for the record: it has to be a regular file", f.prefetchList)
 			}
 			if err := w.check(); err != nil {
 				return err

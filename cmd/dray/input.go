@@ -37,6 +37,12 @@ func (i *input) Read(p []byte) (int, error) {
 	}
 }
 
+// isRegular tells whether a file can be read more than once.
+func isRegular(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.Mode().IsRegular()
+}
+
 // interruptible returns r, whose reads end with ctx if it is a file.
 func interruptible(ctx context.Context, r io.Reader) io.Reader {
 	if f, ok := r.(*os.File); ok {

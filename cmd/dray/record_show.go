@@ -89,11 +89,12 @@ func showRecordFile(ctx context.Context, app *cli.App, flags *recordFlags, name 
 		return err
 	}
 	var s shown
-	var held []string // of standard input, which cannot be read again
+	var held []string // of what cannot be read again
+	again := isRegular(name)
 	var err error
 	s.Record, err = scanRecordFile(ctx, app, name, func(e dray.RecordEntry) {
 		s.count++
-		if paths && name == "-" {
+		if paths && !again {
 			held = append(held, e.Path)
 		}
 	})
@@ -107,7 +108,7 @@ func showRecordFile(ctx context.Context, app *cli.App, flags *recordFlags, name 
 	for _, path := range held {
 		out.print(dray.RecordEntry{Path: path})
 	}
-	if name != "-" {
+	if again {
 		if _, err := scanRecordFile(ctx, app, name, out.print); err != nil {
 			return err
 		}
