@@ -18,9 +18,15 @@ import (
 // reclaim it.
 const memoryMax = 48 << 20
 
-// lateBytes is how much of the program a crowded machine may map in between two looks
-// at what is in memory. Only with a zstd layer's window is so little left.
-const lateBytes = 1 << 20
+const (
+	// promisedBytes bound what the service takes of any image. A zstd layer's window is
+	// not in the formula's total, which is less on one processor.
+	promisedBytes = 24_000_000
+
+	// lateBytes is how much of the program a crowded machine may map in between two
+	// looks at what is in memory. Only with a zstd layer's window is so little left.
+	lateBytes = 900 << 10
+)
 
 // What a pull takes of memory does not depend on the image: neither on the size of
 // a layer nor on the number of layers.
@@ -72,10 +78,10 @@ func TestMemoryOfPulls(t *testing.T) { //nolint:paralleltest // measures
 			t.Logf("held %d bytes, formula %d, cgroup's peak %d, limit hit %d times", held, formula.TotalBytes, group.Peak(), group.Failures())
 			most := formula.TotalBytes
 			if strings.Contains(name, "zstd") {
-				most += lateBytes
+				most = max(most, promisedBytes) + lateBytes
 			}
 			if held > most {
-				t.Errorf("the service held %d bytes, the formula says %d", held, most)
+				t.Errorf("the service held %d bytes, at most it should be %d", held, most)
 			}
 			if kills := group.OOMKills(); kills > 0 {
 				t.Errorf("killed %d times for want of memory", kills)
