@@ -29,16 +29,19 @@ import (
 )
 
 // puller stands for imagepuller or the Confidential Data Hub where the programs
-// themselves cannot be had. Command line, socket, configuration, wire, layout of the
-// store, mounts, and what is refused are theirs; nothing here is dray's, so that a
-// mistake of dray's cannot agree with itself.
+// themselves cannot be had. Command line, socket, configuration, wire, requests, layout of
+// the store, mounts, signals, and what is refused are theirs, checked against the sources
+// of both; nothing here is dray's, so that a mistake of dray's cannot agree with itself.
 type puller struct {
-	socket string
-	store  string
-	layers func(n int) string // where layer n is unpacked
-	mount  func(p *puller, lower, bundle string) error
-	digest bool              // the answer has the manifest's
-	plain  func(string) bool // whether HTTP is spoken to a host
+	socket  string
+	store   string
+	signals []os.Signal        // which end it in order
+	layers  func(n int) string // where layer n, from 0, is unpacked
+	begin   func() error       // with the first request
+	mount   func(p *puller, lower, bundle string) error
+	digest  bool // the answer has the manifest's
+	scheme  func(host string) (string, error)
+	resolve func(repository, digest string) ([]byte, error) // returns the manifest
 
 	count  int
 	pulled map[string]string // lower directories by reference
@@ -50,21 +53,53 @@ const (
 	oldPullerSocket = "/run/confidential-containers/imagepuller.sock"
 )
 
-// imagepuller takes --storepath DIR and nothing else, and pulls by digest alone.
+// imagepuller takes --storepath DIR and nothing else, and pulls by digest alone. Its
+// store is a podman's, which is mounted on itself to be private.
 func imagepuller(socket string) (*puller, error) {
+	if len(os.Args) == 2 && os.Args[1] == "--version" {
+		fmt.Println("imagepuller version 0.0.0-dev")
+		os.Exit(0)
+	}
 	if len(os.Args) != 3 || os.Args[1] != "--storepath" {
 		return nil, fmt.Errorf("unknown flags %q", os.Args[1:])
 	}
-	p := &puller{socket: socket, store: os.Args[2]}
+	p := &puller{socket: socket, store: os.Args[2], signals: []os.Signal{syscall.SIGTERM, syscall.SIGINT}}
 	overlay := filepath.Join(p.store, "graph", "overlay")
+	p.begin = func() error {
+		if err := errors.Join(os.MkdirAll(overlay, 0o700), os.MkdirAll(filepath.Join(p.store, "run"), 0o700)); err != nil {
+			return err
+		}
+		return unix.Mount(overlay, overlay, "", unix.MS_BIND, "")
+	}
 	p.layers = func(n int) string { return filepath.Join(overlay, strconv.Itoa(n), "diff") }
-	p.plain = func(host string) bool {
-		return strings.HasPrefix(host, "127.0.0.1:") || strings.HasPrefix(host, "localhost:")
+	p.scheme = func(host string) (string, error) { // HTTPS, then HTTP if the name is one of this machine's
+		if answer, err := http.Get("https://" + host + "/v2/"); err == nil { //nolint:noctx // a test's server
+			return "https://", answer.Body.Close()
+		}
+		if !strings.HasPrefix(host, "127.0.0.1:") && !strings.HasPrefix(host, "localhost:") {
+			return "", errors.New("no HTTPS at " + host)
+		}
+		return "http://", ping("http://" + host)
+	}
+	p.resolve = func(repository, digest string) ([]byte, error) {
+		base, _, _ := strings.Cut(repository, "/v2/")
+		answer, err := http.Head(repository + "/manifests/" + digest) //nolint:noctx // a test's server
+		if err != nil {
+			return nil, err
+		}
+		if kind := answer.Header.Get("Content-Type"); kind != "application/vnd.oci.image.manifest.v1+json" {
+			return nil, fmt.Errorf("unexpected media type: %q", kind)
+		}
+		if err := errors.Join(answer.Body.Close(), ping(base)); err != nil {
+			return nil, err
+		}
+		return get(repository+"/manifests/"+digest, digest)
 	}
 	p.mount = func(p *puller, lower, bundle string) error { // in the store, and from there in the bundle
+		dir := filepath.Join(overlay, fmt.Sprintf("container-%d", p.count))
 		p.count++
-		merged := filepath.Join(overlay, strconv.Itoa(p.count), "merged")
-		if err := overlayMount(lower, filepath.Dir(merged), merged); err != nil {
+		merged := filepath.Join(dir, "merged")
+		if err := overlayMount(lower, filepath.Join(dir, "diff"), filepath.Join(dir, "work"), merged); err != nil {
 			return err
 		}
 		rootfs := filepath.Join(bundle, "rootfs")
@@ -76,15 +111,23 @@ func imagepuller(socket string) (*puller, error) {
 	return p, os.MkdirAll(filepath.Dir(socket), 0o755)
 }
 
-// hub takes -c FILE and nothing else; HTTP needs a rule that says so.
+// hub takes -c FILE and nothing else; HTTP needs a rule that says so. It ends in order by
+// SIGINT, and just so by SIGTERM.
 func hub() (*puller, error) {
+	if len(os.Args) == 2 && os.Args[1] == "--version" {
+		fmt.Println("ttrpc-cdh v0.17.0-8246e5e")
+		os.Exit(0)
+	}
 	if len(os.Args) != 3 || os.Args[1] != "-c" {
 		return nil, fmt.Errorf("unknown flags %q", os.Args[1:])
 	}
 	var config struct {
 		Socket string
-		KBC    struct{ Name, URL string }
-		Image  struct {
+		AA     struct {
+			Socket string `toml:"aa_socket"`
+		} `toml:"aa"`
+		KBC   *struct{ Name, URL string }
+		Image *struct {
 			WorkDir  string `toml:"work_dir"`
 			Registry struct {
 				Rules []struct {
@@ -98,35 +141,53 @@ func hub() (*puller, error) {
 		return nil, err
 	}
 	socket, ok := strings.CutPrefix(config.Socket, "unix://")
-	if !ok || config.KBC.Name != "cc_kbc" && config.KBC.Name != "offline_fs_kbc" {
-		return nil, fmt.Errorf("socket %q, kbc %q", config.Socket, config.KBC.Name)
+	if !ok || config.KBC == nil || config.Image == nil || config.KBC.Name != "cc_kbc" && config.KBC.Name != "offline_fs_kbc" {
+		return nil, fmt.Errorf("socket %q, kbc %v, image %v", config.Socket, config.KBC, config.Image)
 	}
-	p := &puller{socket: socket, store: config.Image.WorkDir, digest: true}
+	if os.Getenv("OCICRYPT_KEYPROVIDER_CONFIG") == "" {
+		return nil, errors.New("it would write /run/confidential-containers/cdh/ocicrypt_config.json")
+	}
+	if agent := strings.TrimPrefix(config.AA.Socket, "unix://"); agent == "" || filepath.Dir(agent) != filepath.Dir(socket) {
+		return nil, errors.New("it would ask the attestation agent of this machine to measure its pulls")
+	}
+	p := &puller{socket: socket, store: config.Image.WorkDir, digest: true, signals: []os.Signal{syscall.SIGINT, syscall.SIGHUP}}
+	p.begin = func() error { return nil }
 	p.layers = func(n int) string { return filepath.Join(p.store, "layers", strconv.Itoa(n)) }
-	p.plain = func(host string) bool {
+	p.scheme = func(host string) (string, error) {
 		for _, r := range config.Image.Registry.Rules {
 			if r.Insecure && r.Location == host && r.Prefix == host {
-				return true
+				return "http://", ping("http://" + host)
 			}
 		}
-		return false
+		return "https://", nil
+	}
+	p.resolve = func(repository, digest string) ([]byte, error) {
+		raw, err := get(repository+"/manifests/"+digest, digest)
+		if err != nil {
+			return nil, err
+		}
+		var m struct{ Config struct{ Digest string } }
+		if err := json.Unmarshal(raw, &m); err != nil {
+			return nil, err
+		}
+		_, err = get(repository+"/blobs/"+m.Config.Digest, m.Config.Digest)
+		return raw, err
 	}
 	p.mount = func(p *puller, lower, bundle string) error {
-		p.count++
-		if err := overlayMount(lower, filepath.Join(p.store, "overlay", strconv.Itoa(p.count)), filepath.Join(bundle, "rootfs")); err != nil {
+		scratch := filepath.Join(p.store, "overlay", fmt.Sprintf("%x", sha256.Sum256([]byte(lower+bundle))))
+		if err := overlayMount(lower, filepath.Join(scratch, "upperdir"), filepath.Join(scratch, "workdir"), filepath.Join(bundle, "rootfs")); err != nil {
 			return err
 		}
 		f, err := os.OpenFile(filepath.Join(bundle, "config.json"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
 			return fmt.Errorf("OCI config file already exists: %w", err)
 		}
-		return f.Close()
+		return errors.Join(f.Close(), os.WriteFile(filepath.Join(p.store, "meta_store.json"), []byte("{}"), 0o600))
 	}
-	return p, nil
+	return p, os.MkdirAll(filepath.Dir(socket), 0o755)
 }
 
-func overlayMount(lower, scratch, target string) error {
-	upper, work := filepath.Join(scratch, "upperdir"), filepath.Join(scratch, "workdir")
+func overlayMount(lower, upper, work, target string) error {
 	for _, dir := range []string{upper, work, target} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -149,7 +210,7 @@ func predecessor(p *puller, err error) error {
 	}
 	p.pulled = map[string]string{}
 	stop := make(chan os.Signal, 1) // the one that ends it
-	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(stop, p.signals...)
 	go func() {
 		<-stop
 		_ = l.Close()
@@ -210,13 +271,18 @@ func (p *puller) pull(reference, bundle string) (manifest string, err error) {
 	if !pinned || strings.Contains(host, "//") || !strings.HasPrefix(digest, "sha256:") {
 		return "", fmt.Errorf("parsing image digest: %q", reference)
 	}
+	if len(p.pulled) == 0 {
+		if err := p.begin(); err != nil {
+			return "", err
+		}
+	}
 	lower, known := p.pulled[reference]
 	if !known {
-		base := "https://" + host
-		if p.plain(host) {
-			base = "http://" + host
+		scheme, err := p.scheme(host)
+		if err != nil {
+			return "", err
 		}
-		if lower, err = p.unpack(base+"/v2/"+name, digest); err != nil {
+		if lower, err = p.unpack(scheme+host+"/v2/"+name, digest); err != nil {
 			return "", err
 		}
 		p.pulled[reference] = lower
@@ -225,7 +291,7 @@ func (p *puller) pull(reference, bundle string) (manifest string, err error) {
 }
 
 func (p *puller) unpack(repository, digest string) (lower string, err error) {
-	raw, err := get(repository+"/manifests/"+digest, digest)
+	raw, err := p.resolve(repository, digest)
 	if err != nil {
 		return "", err
 	}
@@ -238,8 +304,8 @@ func (p *puller) unpack(repository, digest string) (lower string, err error) {
 		if err != nil {
 			return "", err
 		}
-		p.count++
 		dir := p.layers(p.count)
+		p.count++
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return "", err
 		}
@@ -251,6 +317,18 @@ func (p *puller) unpack(repository, digest string) (lower string, err error) {
 		lower = strings.TrimSuffix(dir+":"+lower, ":")
 	}
 	return lower, nil
+}
+
+// ping asks a registry whether it is one.
+func ping(base string) error {
+	answer, err := http.Get(base + "/v2/") //nolint:noctx // a test's server
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		err = errors.New(answer.Status)
+	}
+	return errors.Join(err, answer.Body.Close())
 }
 
 func get(url, digest string) ([]byte, error) {
@@ -296,8 +374,9 @@ func TestPredecessorsAreRecognised(t *testing.T) {
 		t.Fatalf("%d runs", len(report.Runs))
 	}
 	size := c.Image("generated").UncompressedBytes()
+	requests := map[string]int64{"imagepuller": 6, "imagepuller-2025": 6, "ttrpc-cdh": 5} // beside two layers
 	for _, r := range report.Runs {
-		if r.Error != "" || r.Cleanup != "" || r.PeakRSS == 0 || r.StartSeconds == 0 || r.NetworkBytes < 500_000 || r.NetworkRequests != 3 {
+		if r.Error != "" || r.Cleanup != "" || r.PeakRSS == 0 || r.StartSeconds == 0 || r.NetworkBytes < 500_000 || r.NetworkRequests != requests[r.Rival] {
 			t.Errorf("%s %s: error %q, cleanup %q, %+v", r.Rival, r.Mode, r.Error, r.Cleanup, r)
 		}
 		if r.Storage.Blocks < size-64<<10 || r.Storage.Blocks > size+256<<10 { // what is mounted in the store does not count again
@@ -313,6 +392,9 @@ func TestPredecessorsAreRecognised(t *testing.T) {
 	for i, want := range []string{"imagepuller", "imagepuller", "image-rs"} {
 		if rivals[i].Kind != want {
 			t.Errorf("%s is of kind %s", rivals[i].Name, rivals[i].Kind)
+		}
+		if version, _, _ := strings.Cut(rivals[i].Version, " v"); version != "imagepuller" && version != "ttrpc-cdh" {
+			t.Errorf("%s is of version %q", rivals[i].Name, rivals[i].Version)
 		}
 	}
 }

@@ -52,11 +52,11 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 			}, extra...)
 		}
 	case "imagepuller":
-		r.Version = fingerprint(found)
+		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
 		r.server = func(s *site) []string { return append([]string{found, "--storepath", s.store}, extra...) }
 		r.prepare, r.ready = preparePuller, pullerListens
 	case "image-rs":
-		r.Version = fingerprint(found)
+		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
 		r.prepare = writeHubConfig
 		r.server = func(s *site) []string {
 			return append([]string{found, "-c", filepath.Join(s.state, "cdh.toml")}, extra...)
@@ -71,14 +71,18 @@ func pullerSockets() []string {
 	return []string{"/run/guest-services/imagepull.socket", "/run/confidential-containers/imagepuller.sock"}
 }
 
-// preparePuller makes sure that nobody else would be measured.
+// preparePuller makes sure that nobody else would be measured. The server makes the
+// directory of its socket; so that none is left behind, the site does it here.
 func preparePuller(ctx context.Context, s *site, _ request) error {
 	for _, s.socket = range pullerSockets() {
 		if conn, err := dial(ctx, s); err == nil {
 			_ = conn.Close()
 			return fmt.Errorf("somebody serves %s already, perhaps another bench: stop it first", s.socket)
 		}
-		if err := os.MkdirAll(filepath.Dir(s.socket), 0o700); err != nil {
+		dir := filepath.Dir(s.socket)
+		if err := os.Mkdir(dir, 0o700); err == nil {
+			s.made = append(s.made, dir)
+		} else if !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
@@ -130,8 +134,15 @@ func pullByService(reference func(request) string) func(context.Context, *site, 
 }
 
 // writeHubConfig configures a Confidential Data Hub for the site's store and registry.
+// No attestation agent is named: one of this machine would put every pull into its
+// measurements, which cannot be taken back. Without the variable it writes what is in
+// that file to a directory of the machine.
 func writeHubConfig(_ context.Context, s *site, r request) error {
-	config := "socket = " + strconv.Quote("unix://"+s.socket) + `
+	socket := strconv.Quote("unix://" + s.socket)
+	config := "socket = " + socket + `
+
+[aa]
+aa_socket = ` + strconv.Quote("unix://"+filepath.Join(s.state, "none.socket")) + `
 
 [kbc]
 name = "offline_fs_kbc"
@@ -148,7 +159,10 @@ location = ` + strconv.Quote(host) + `
 insecure = true
 `
 	}
-	return os.WriteFile(filepath.Join(s.state, "cdh.toml"), []byte(config), 0o600)
+	keys := filepath.Join(s.state, "ocicrypt.json")
+	s.environment = []string{"OCICRYPT_KEYPROVIDER_CONFIG=" + keys}
+	return errors.Join(os.WriteFile(keys, []byte(`{"key-providers":{"attestation-agent":{"ttrpc":`+socket+`}}}`), 0o600),
+		os.WriteFile(filepath.Join(s.state, "cdh.toml"), []byte(config), 0o600))
 }
 
 // fingerprint names a program that does not tell its version: size and digest.

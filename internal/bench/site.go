@@ -31,6 +31,9 @@ type site struct {
 	groups *groups
 	server *process
 	helper *process // which the server needs; nil: none
+	made   []string // directories outside, which go again if they are empty
+
+	environment []string // NAME=VALUE, of all that is started here
 
 	mu           sync.Mutex // guards the fields below; the sampler reads them
 	commands     []*process // one-shot commands that are running
@@ -105,7 +108,7 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 	files := s.groups.joinFiles()
 	args := append([]string{"-c", joinScript, "join", strconv.Itoa(len(files))}, append(files, argv...)...)
 	p := &process{cmd: exec.Command("/bin/sh", args...), ended: make(chan struct{})} //nolint:gosec,noctx // the user's own program, stopped in order
-	p.cmd.Env = append(os.Environ(), environment...)
+	p.cmd.Env = slices.Concat(os.Environ(), s.environment, environment)
 	p.cmd.Dir = s.state
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var err error
@@ -222,6 +225,9 @@ func (s *site) close(ctx context.Context, grace time.Duration) error {
 		}
 	}
 	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), removeAll(s.dir), s.groups.remove())
+	for _, dir := range s.made {
+		_ = os.Remove(dir) // somebody else may use it now
+	}
 	return errors.Join(problems...)
 }
 
