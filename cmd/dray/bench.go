@@ -22,6 +22,7 @@ import (
 // benchFlags are what `dray bench` can be told.
 type benchFlags struct {
 	corpus, corpusDir, work string
+	freshFS                 bool
 	only, modes, networks   []string
 	faults                  []string
 	repetitions             int
@@ -83,7 +84,8 @@ fetched once. Most servers need root; without it, what can be measured is.
 	flags.IntVar(&f.dropCaches, "drop-caches", 3, "what to write to drop_caches before each run as root; 0 keeps the page cache")
 	flags.DurationVar(&f.timeout, "timeout", bench.DefaultTimeout, "how long one run may take")
 	flags.StringVar(&f.memoryLimit, "memory-limit", "", "`size` that the control group of a run is limited to, page cache counted")
-	flags.StringVar(&f.work, "work", "/var/tmp", "`directory` for stores: its file system is what is measured")
+	flags.StringVar(&f.work, "work", "/var/tmp", "`directory` for stores")
+	flags.BoolVar(&f.freshFS, "fresh-fs", true, "give each run an ext4 of its own, in a file in --work, as root; =false: directories of --work's own file system, whatever it is")
 	flags.StringVarP(&f.saveJSON, "output", "o", "", "`file` to write the report to as JSON")
 	flags.StringVar(&f.html, "html", "", "`file` to write a page with charts to")
 	flags.StringVar(&f.profile, "profile", "", "make a memory report of dray: pprof files go to `directory` (default beside the JSON)")
@@ -165,7 +167,7 @@ func finishBench(app *cli.App, f benchFlags, report, baseline *bench.Report, lim
 func (f *benchFlags) options(ctx context.Context, app *cli.App, servers []string) (bench.Options, error) {
 	o := bench.Options{
 		Modes: f.modes, Repetitions: f.repetitions, WarmUp: !f.noWarmUp, Seed: f.seed,
-		DropCaches: f.dropCaches, Timeout: f.timeout, Work: f.work, Program: version(), Log: app.Log(),
+		DropCaches: f.dropCaches, Timeout: f.timeout, Work: f.work, SameFS: !f.freshFS, Program: version(), Log: app.Log(),
 		Say: func(format string, args ...any) { _, _ = fmt.Fprintf(app.Stderr, format+"\n", args...) },
 	}
 	if o.ProfileDir = f.profile; f.profile == besideReport {

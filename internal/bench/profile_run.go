@@ -55,8 +55,7 @@ func (h *harness) profile(ctx context.Context, j job, p *Profile) (err error) {
 	if err := os.RemoveAll(p.Files); err != nil {
 		return fmt.Errorf("profile: %w", err)
 	}
-	h.order++
-	s, err := newSite(h.Work, strconv.Itoa(h.order), h.MemoryLimit)
+	s, err := h.newSite(ctx)
 	if err != nil {
 		return err
 	}

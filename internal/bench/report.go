@@ -41,7 +41,8 @@ type Machine struct {
 	CPUs       int        `json:"cpus"`
 	Memory     int64      `json:"memory_bytes"`
 	FileSystem string     `json:"file_system"`
-	Cgroup     int        `json:"cgroup_version"` // 0: none could be used
+	FreshFS    string     `json:"fresh_fs,omitempty"` // each run had a file system of its own, in a file on one of this type
+	Cgroup     int        `json:"cgroup_version"`     // 0: none could be used
 	Root       bool       `json:"root"`
 	Load       [3]float64 `json:"load"` // before the first run
 	DropCaches int        `json:"drop_caches"`
@@ -242,6 +243,9 @@ func Merge(reports ...*Report) *Report {
 		}
 		if r.Machine.Kernel != merged.Machine.Kernel || r.Machine.CPU != merged.Machine.CPU {
 			merged.Notes = append(merged.Notes, "merged from different machines: compare with care")
+		}
+		if was, is := merged.Machine.fileSystem(), r.Machine.fileSystem(); was != is {
+			merged.Notes = append(merged.Notes, fmt.Sprintf("merged from different file systems, %s and %s: compare with care", was, is))
 		}
 		merged.Networks = append(merged.Networks[:len(merged.Networks):len(merged.Networks)], r.Networks...)
 		merged.Notes = append(merged.Notes, r.Notes...)

@@ -35,7 +35,8 @@ type Options struct {
 	Timeout     time.Duration // of one run; 0 is DefaultTimeout
 	Grace       time.Duration // for a server to stop; 0 is DefaultGrace
 	MemoryLimit int64         // of the run's control group; 0 is none
-	Work        string        // directory for sites; its file system is what is measured
+	Work        string        // directory for sites
+	SameFS      bool          // sites are directories in Work's file system, not file systems of their own there
 	ProfileDir  string        // for pprof files; "": memory is not profiled
 	Program     string        // version of this program
 	Say         func(format string, args ...any)
@@ -57,6 +58,7 @@ type harness struct {
 	images     []CorpusImage
 	registries map[string]*registry
 	report     *Report
+	disk       *disk // nil: runs have directories
 	order      int
 }
 
@@ -120,6 +122,7 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 	for _, n := range o.Networks {
 		h.report.Networks = append(h.report.Networks, n.Name)
 	}
+	h.makeDisk(ctx)
 	h.notes()
 	if unswept != nil {
 		h.report.Notes = append(h.report.Notes, fmt.Sprintf("an earlier bench has left something: %v", unswept))
@@ -145,6 +148,20 @@ func (h *harness) chooseImages() error {
 		return fmt.Errorf("the corpus has no image: %w", ErrNoCorpus)
 	}
 	return nil
+}
+
+// makeDisk makes what gives each run a file system of its own, where that can be.
+func (h *harness) makeDisk(ctx context.Context) {
+	if h.SameFS || !h.report.Machine.Root {
+		return
+	}
+	d, err := newDisk(ctx, h.Work, diskSize(h.images, h.Modes))
+	if err != nil {
+		h.report.Notes = append(h.report.Notes, fmt.Sprintf("runs share a file system (%v): on ext4 what one run removes can slow the next ones", err))
+		return
+	}
+	h.disk = d
+	h.report.Machine.FileSystem, h.report.Machine.FreshFS = "ext4", h.report.Machine.FileSystem
 }
 
 // notes says what this machine does not let us measure.
@@ -256,9 +273,8 @@ func (h *harness) run(ctx context.Context, j job) (r Run) {
 	if j.mode == Individual {
 		r.Image = j.images[0].Name
 	}
-	h.order++
 	registry := h.registries[j.network.Name]
-	s, err := newSite(h.Work, strconv.Itoa(h.order), h.MemoryLimit)
+	s, err := h.newSite(ctx)
 	if err != nil {
 		r.Error = err.Error()
 		return r

@@ -369,11 +369,50 @@ func TestNothingIsLeftOfABenchThatWasStopped(t *testing.T) {
 				t.Error("a mount is left")
 			}
 			reports(t, work) // and nothing else
+			devices(t, work)
 			groups, err := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/dray-bench-%d-*", cmd.Process.Pid))
 			if err != nil || len(groups) > 0 {
 				t.Errorf("control groups are left: %v, %v", groups, err)
 			}
 		})
+	}
+}
+
+// What one run leaves on its file system is not there for the next, and no device stays.
+func TestEachRunHasAFileSystem(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	const look = `test $(df --output=iused {store} | tail -1) -lt 40 && mkdir {store}/many && (cd {store}/many && touch $(seq 500)) && stat -f -c %T {store} | grep -q `
+	for name, same := range map[string]bool{"fresh": false, "same": true} {
+		t.Run(name, func(t *testing.T) {
+			command := rival(t, "look@command:"+look+"ext && echo x >{dir}/x")
+			report := measure(t, bench.Options{Rivals: []*bench.Rival{command}, Modes: []string{bench.Individual}, Repetitions: 3, SameFS: same})
+			if (report.Machine.FreshFS != "") == same || len(report.Notes) > 0 {
+				t.Errorf("in a file on %q, notes %q", report.Machine.FreshFS, report.Notes)
+			}
+			if same {
+				return // what is below /tmp is not ours to know
+			}
+			for _, r := range report.Runs {
+				if r.Error != "" || r.Cleanup != "" || r.Storage.Files < 500 {
+					t.Errorf("%q, %q, %d files", r.Error, r.Cleanup, r.Storage.Files)
+				}
+			}
+			devices(t, filepath.Join(os.TempDir(), "b"))
+		})
+	}
+}
+
+// devices makes sure that no loop device has a file below dir.
+func devices(t *testing.T, dir string) {
+	t.Helper()
+	found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range found {
+		if raw, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(raw), dir) {
+			t.Errorf("%s: %s", name, raw)
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ type site struct {
 	state  string // sockets, configuration, what is no part of the store
 	socket string
 	groups *groups
+	disk   *disk // whose file system dir is; nil: a directory as any other
 	server *process
 	helper *process // which the server needs; nil: none
 	made   []string // directories outside, which go again if they are empty
@@ -41,20 +42,30 @@ type site struct {
 	families     []int      // process groups of all that were started
 }
 
-// newSite makes a site below dir.
-func newSite(dir, id string, memoryLimit int64) (*site, error) {
-	s := &site{dir: filepath.Join(dir, id)}
+// newSite makes the site of the next run.
+func (h *harness) newSite(ctx context.Context) (*site, error) {
+	h.order++
+	id := strconv.Itoa(h.order)
+	s := &site{dir: filepath.Join(h.Work, id), disk: h.disk}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
+	if s.disk != nil {
+		if err := s.disk.mount(ctx, s.dir); err != nil {
+			return nil, fmt.Errorf("make site: %w", errors.Join(err, os.Remove(s.dir)))
+		}
+	}
 	s.store, s.state = filepath.Join(s.dir, "store"), filepath.Join(s.dir, "state")
 	s.socket = filepath.Join(s.state, "s.socket")
 	for _, d := range []string{s.store, s.state} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make site: %w", err)
+			return nil, fmt.Errorf("make site: %w", errors.Join(err, s.remove(ctx)))
 		}
 	}
 	var err error
-	s.groups, err = newGroups(groupPrefix+strconv.Itoa(os.Getpid())+"-"+id, memoryLimit)
-	if err != nil && memoryLimit > 0 {
-		return nil, errors.Join(err, s.groups.remove(), os.RemoveAll(s.dir))
+	s.groups, err = newGroups(groupPrefix+strconv.Itoa(os.Getpid())+"-"+id, h.MemoryLimit)
+	if err != nil && h.MemoryLimit > 0 {
+		return nil, errors.Join(err, s.groups.remove(), s.remove(ctx))
 	}
 	return s, nil
 }
@@ -224,11 +235,22 @@ func (s *site) close(ctx context.Context, grace time.Duration) error {
 			_ = syscall.Kill(-family, syscall.SIGKILL) // they may all have ended
 		}
 	}
-	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), removeAll(s.dir), s.groups.remove())
+	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), s.remove(ctx), s.groups.remove())
 	for _, dir := range s.made {
 		_ = os.Remove(dir) // somebody else may use it now
 	}
 	return errors.Join(problems...)
+}
+
+// remove removes the site's directory or, with all that is in it, its file system.
+func (s *site) remove(ctx context.Context) error {
+	if s.disk == nil {
+		return removeAll(s.dir)
+	}
+	if err := s.disk.unmount(ctx, s.dir); err != nil {
+		return err
+	}
+	return os.Remove(s.dir)
 }
 
 // stop asks the process to end, and kills it when it has not done so in time. A nil

@@ -60,7 +60,7 @@ func (t *text) line(format string, args ...any) { _, _ = fmt.Fprintf(t.w, format
 
 func (t *text) header() {
 	m := &t.report.Machine
-	t.line("%s, kernel %s, %d × %s, %.1f GB, %s, load %.2f", t.report.Begun.Format(time.RFC3339), m.Kernel, m.CPUs, m.CPU, float64(m.Memory)/1e9, m.FileSystem, m.Load[0])
+	t.line("%s, kernel %s, %d × %s, %.1f GB, %s, load %.2f", t.report.Begun.Format(time.RFC3339), m.Kernel, m.CPUs, m.CPU, float64(m.Memory)/1e9, m.fileSystem(), m.Load[0])
 	t.line("seed %d, page cache %s, control groups %s", t.report.Seed, map[bool]string{true: "dropped before each run", false: "kept"}[m.DropCaches > 0],
 		map[int]string{0: "none", 1: "v1", 2: "v2"}[m.Cgroup])
 	for _, r := range t.report.Rivals {
@@ -72,6 +72,9 @@ func (t *text) header() {
 	for _, n := range t.report.Notes {
 		t.line("note: %s", n)
 	}
+	if b := t.baseline; b != nil && b.Machine.fileSystem() != m.fileSystem() {
+		t.line("note: the baseline's file system was %s: changes are not the programs' alone", b.Machine.fileSystem())
+	}
 	disturbed := 0
 	for i := range t.report.Runs {
 		if t.report.Runs[i].Disturbed {
@@ -81,6 +84,14 @@ func (t *text) header() {
 	if disturbed > 0 {
 		t.line("note: %d of %d runs were disturbed: others used more than %.0f %% of the machine. Trust ratios more than seconds.", disturbed, len(t.report.Runs), 100*disturbedShare)
 	}
+}
+
+// fileSystem says where stores were.
+func (m *Machine) fileSystem() string {
+	if m.FreshFS == "" {
+		return m.FileSystem
+	}
+	return m.FileSystem + " made for each run in a file on " + m.FreshFS
 }
 
 func mb(n int64) string { return fmt.Sprintf("%.2f MB", float64(n)/1e6) }

@@ -11,7 +11,7 @@
   const element = (tag, text, parent) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; if (parent) parent.append(e); return e; };
 
   const m = report.machine;
-  byId("machine").textContent = `${report.begun} · ${m.cpus} × ${m.cpu} · kernel ${m.kernel} · ${m.file_system} · ${digits(m.memory_bytes / 1e9)} GB · load ${m.load[0]} · seed ${report.seed}`;
+  byId("machine").textContent = `${report.begun} · ${m.cpus} × ${m.cpu} · kernel ${m.kernel} · ${m.file_system}${m.fresh_fs ? ` made for each run in a file on ${m.fresh_fs}` : ""} · ${digits(m.memory_bytes / 1e9)} GB · load ${m.load[0]} · seed ${report.seed}`;
   const list = element("ul", undefined, byId("about"));
   report.rivals.forEach((r) => element("li", `${r.name}: ${r.kind}, ${r.version}`, list));
   report.images.forEach((i) => element("li", `${i.name}: ${i.about}`, list));

@@ -1,0 +1,188 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk gives each run a file system that nobody has used: ext4 steps over inodes that
+// were freed in the last minutes, so that who unpacks after a store was removed pays for
+// the one before. It is made anew in one file, whose blocks are there from the beginning
+// and which is written past the page cache, so that the disk below is no other with each
+// run.
+type disk struct {
+	file string // in the work directory
+	size int64
+	loop string // device of the last run
+}
+
+// spareDisk is what a file system for runs has beside the images.
+const spareDisk = 1 << 30
+
+// diskSize returns how much the largest job may need: a copy of the image as it is
+// sent, and two that are unpacked.
+func diskSize(images []CorpusImage, modes []string) int64 {
+	var largest, sum, files int64
+	for i := range images {
+		size := images[i].CompressedBytes() + images[i].UncompressedBytes()*5/2
+		largest, sum, files = max(largest, size), sum+size, files+int64(images[i].Files())
+	}
+	for _, m := range modes {
+		if m == Continuous {
+			largest = sum
+		}
+	}
+	const perFile = 4 * bytesPerInode
+	return max(largest, files*perFile) + spareDisk
+}
+
+// bytesPerInode is what mkfs.ext4 is told.
+const bytesPerInode = 8192
+
+// newDisk makes the file below dir and tries it.
+func newDisk(ctx context.Context, dir string, size int64) (_ *disk, err error) {
+	if kind := fileSystem(dir); kind == "tmpfs" || kind == "ramfs" {
+		return nil, fmt.Errorf("%s is a %s, where removing costs the next run nothing", dir, kind)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, err
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < size {
+		return nil, fmt.Errorf("%s has %.1f GB free, and %.1f would be taken", dir, float64(free)/1e9, float64(size)/1e9)
+	}
+	d := &disk{file: filepath.Join(dir, "disk"), size: size}
+	probe := filepath.Join(dir, "probe")
+	if err := os.Mkdir(probe, 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if e := os.Remove(probe); e != nil || err != nil {
+			err = errors.Join(err, e, d.remove())
+		}
+	}()
+	if err := d.mount(ctx, probe); err != nil {
+		return nil, err
+	}
+	return d, d.unmount(ctx, probe)
+}
+
+// mount makes a file system and mounts it.
+func (d *disk) mount(ctx context.Context, dir string) error {
+	f, err := os.OpenFile(d.file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, d.size); err != nil { // nothing where it has its blocks
+		return fmt.Errorf("allocate %s: %w", d.file, err)
+	}
+	mkfs, err := find("mkfs.ext4")
+	if err != nil {
+		return err
+	}
+	// nothing is written in the background later: tables are left as they are
+	if _, err := runQuiet(ctx, "", mkfs, "-q", "-F", "-m", "0", "-i", strconv.Itoa(bytesPerInode), "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", d.file); err != nil {
+		return fmt.Errorf("make file system: %w", err)
+	}
+	loop, err := attachLoop(f)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = loop.Close() }() // the mount keeps the device
+	d.loop = loop.Name()
+	if err := unix.Mount(d.loop, dir, "ext4", 0, "noinit_itable"); err != nil {
+		return fmt.Errorf("mount %s: %w", d.loop, err)
+	}
+	if err := os.Remove(filepath.Join(dir, "lost+found")); err != nil {
+		return errors.Join(err, d.unmount(ctx, dir))
+	}
+	return nil
+}
+
+// attachLoop returns a loop device over the file, which ends with its last user.
+func attachLoop(file *os.File) (*os.File, error) {
+	const attempts = 64 // others take devices too
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = control.Close() }()
+	for range attempts {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("get a free loop device: %w", err)
+		}
+		loop, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+			Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO},
+		})
+		if err == nil {
+			return loop, nil
+		}
+		_ = loop.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("configure %s: %w", loop.Name(), err)
+		}
+	}
+	return nil, fmt.Errorf("get a free loop device: %w", unix.EBUSY)
+}
+
+// releaseTimeout bounds how long a file system may be in use after its run.
+const releaseTimeout = 10 * time.Second
+
+// unmount takes the file system away and waits until nobody uses its device. When
+// somebody goes on, the next run gets another file.
+func (d *disk) unmount(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, syscall.EINVAL) { // it is no mount point any more
+			if !d.attached() {
+				return nil
+			}
+			err = syscall.EBUSY
+		}
+		if err != nil && !errors.Is(err, syscall.EBUSY) {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // goes when its user does
+			return errors.Join(fmt.Errorf("somebody still uses the file system of the run: %w", err), d.remove())
+		}
+	}
+}
+
+// attached tells whether the device of the last run still has the file.
+func (d *disk) attached() bool {
+	raw, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.loop), "loop", "backing_file"))
+	return err == nil && strings.TrimSpace(string(raw)) == d.file
+}
+
+// remove removes the file.
+func (d *disk) remove() error {
+	err := os.Remove(d.file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
