@@ -91,7 +91,9 @@ func (i *Images) Convert(ctx context.Context, source, target string, o ConvertOp
 	}
 	defer func() { _ = from.Close() }()
 	var skipped []string // of records
-	if err := i.order(ctx, from, &o, options, &skipped); err != nil {
+	var lists openLists
+	defer lists.Close()
+	if err := i.order(ctx, from, &o, options, &lists, &skipped); err != nil {
 		return nil, fmt.Errorf("convert %s: %w", source, err)
 	}
 	defer func() {
@@ -162,9 +164,21 @@ func (i *Images) convertOptions(o *ConvertOptions) (*convert.Options, error) {
 	return options, err
 }
 
+// openLists are lists of entries that a conversion uses.
+type openLists []*record.List
+
+func (l *openLists) keep(list *record.List) { *l = append(*l, list) }
+
+// Close closes all of them.
+func (l *openLists) Close() {
+	for _, list := range *l {
+		list.Close()
+	}
+}
+
 // order sets what comes first. What of several records cannot be read is appended to
 // skipped, at the latest when the order has been asked for.
-func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOptions, options *convert.Options, skipped *[]string) error {
+func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOptions, options *convert.Options, lists *openLists, skipped *[]string) error {
 	given := 0
 	for _, is := range []bool{o.Record != nil, o.RecordRef != "", o.Referrers, o.CopyFrom != "", o.Prefetch != nil} {
 		if is {
@@ -182,16 +196,17 @@ func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOpt
 		if err != nil {
 			return err
 		}
-		options.Order = func(context.Context, oci.Descriptor) ([]record.Entry, error) { return rec.Entries, nil }
+		lists.keep(rec.Entries)
+		options.Order = func(context.Context, oci.Descriptor) (*record.List, error) { return rec.Entries, nil }
 	case o.RecordRef != "":
 		read.From = records.Records
-		return i.orderOf(ctx, o.RecordRef, read, options, skipped)
+		return i.orderOf(ctx, o.RecordRef, read, options, lists, skipped)
 	case o.CopyFrom != "":
 		read.From = records.Layers
-		return i.orderOf(ctx, o.CopyFrom, read, options, skipped)
+		return i.orderOf(ctx, o.CopyFrom, read, options, lists, skipped)
 	case o.Referrers:
 		several := o.AllPlatforms || len(o.Platforms) > 1
-		options.Order = func(ctx context.Context, manifest oci.Descriptor) ([]record.Entry, error) {
+		options.Order = func(ctx context.Context, manifest oci.Descriptor) (*record.List, error) {
 			found, err := records.Attached(ctx, &inspect.Image{Repository: from, Descriptor: manifest}, read)
 			if several && errors.Is(err, records.ErrNone) {
 				return nil, nil // of some platforms there are workloads, of others not
@@ -199,6 +214,7 @@ func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOpt
 			if err != nil {
 				return nil, err
 			}
+			lists.keep(found.Entries)
 			noteSkipped(skipped, found)
 			return found.Entries, nil
 		}
@@ -212,13 +228,13 @@ func (i *Images) order(ctx context.Context, from *repo.Repository, o *ConvertOpt
 
 // orderOf takes the order from another reference: one for all images if it is a
 // record image, else that of the image for the same platform.
-func (i *Images) orderOf(ctx context.Context, reference string, read records.Options, options *convert.Options, skipped *[]string) error {
+func (i *Images) orderOf(ctx context.Context, reference string, read records.Options, options *convert.Options, lists *openLists, skipped *[]string) error {
 	ref, err := oci.ParseReference(reference)
 	if err != nil {
 		return err
 	}
 	byPlatform := map[string]*records.Result{}
-	options.Order = func(ctx context.Context, manifest oci.Descriptor) ([]record.Entry, error) {
+	options.Order = func(ctx context.Context, manifest oci.Descriptor) (*record.List, error) {
 		read.Platform = i.platform
 		if manifest.Platform != nil {
 			read.Platform = *manifest.Platform
@@ -233,6 +249,7 @@ func (i *Images) orderOf(ctx context.Context, reference string, read records.Opt
 			if byPlatform[name], err = records.Read(ctx, r, read); err != nil {
 				return nil, err
 			}
+			lists.keep(byPlatform[name].Entries)
 			noteSkipped(skipped, byPlatform[name])
 		}
 		return byPlatform[name].Entries, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 
 	"dray/internal/inspect"
@@ -18,6 +19,13 @@ import (
 
 // RecordEntry is a file that a workload read.
 type RecordEntry = record.Entry
+
+// RecordList is entries in an order: in memory while they are few, then in a temporary
+// file without a name.
+type RecordList = record.List
+
+// RecordPaths are names, kept as a [RecordList] is.
+type RecordPaths = record.Paths
 
 // WeightedRecord is a record and how much it counts among others.
 type WeightedRecord = record.Weighted
@@ -36,9 +44,10 @@ const (
 // ErrNoRecord reports an image that has no record of the kind asked for.
 var ErrNoRecord = records.ErrNone
 
-// Record is what workloads read of an image, first access first.
+// Record is what workloads read of an image, first access first. Who has it closes
+// it.
 type Record struct {
-	Entries []RecordEntry `json:"entries"`
+	Entries *RecordList `json:"-"`
 
 	Source     RecordSource `json:"source,omitempty"`     // empty for a file
 	Image      Digest       `json:"image,omitempty"`      // the manifest it came with
@@ -47,6 +56,9 @@ type Record struct {
 	Skipped    int          `json:"skipped_lines"`        // that no image can have
 	Unreadable []string     `json:"unreadable,omitempty"` // attached records, or layers, that were skipped, and why
 }
+
+// Close lets go of the entries.
+func (r *Record) Close() { r.Entries.Close() }
 
 // ReadRecord reads a record: JSON lines, as containerd's tools write them.
 func ReadRecord(r io.Reader) (*Record, error) {
@@ -57,22 +69,15 @@ func ReadRecord(r io.Reader) (*Record, error) {
 	return &Record{Entries: rec.Entries, Records: 1, Lines: rec.Lines, Skipped: rec.Skipped}, nil
 }
 
-// ScanRecord is [ReadRecord] for who does not need the entries at once: each is given
-// to take as it comes, and the record that is returned has none.
-func ScanRecord(r io.Reader, take func(RecordEntry)) (*Record, error) {
-	rec, err := record.Scan(r, record.Limits{}, take)
-	if err != nil {
-		return nil, err
-	}
-	return &Record{Records: 1, Lines: rec.Lines, Skipped: rec.Skipped}, nil
-}
-
-// WriteRecord writes a record as [ReadRecord] reads it.
-func WriteRecord(w io.Writer, entries []RecordEntry) error { return record.Write(w, entries) }
+// NewRecordList returns a list of some entries. [RecordList.WriteTo] writes it as
+// [ReadRecord] reads it.
+func NewRecordList(entries ...RecordEntry) (*RecordList, error) { return record.ListOf(entries...) }
 
 // MergeRecords makes one order of many records. Each gives a path its weight, in
 // whole for the first place and next to nothing for the last.
-func MergeRecords(parts []WeightedRecord) []RecordEntry { return record.Merge(parts) }
+func MergeRecords(ctx context.Context, parts []WeightedRecord) (*RecordList, error) {
+	return record.Merge(ctx, parts)
+}
 
 // Record returns the record that a reference has. It wraps [ErrNoRecord] where
 // there is none.
@@ -105,7 +110,7 @@ type PushedRecord struct {
 }
 
 // PushRecord makes a record image and stores it as target.
-func (i *Images) PushRecord(ctx context.Context, entries []RecordEntry, target string) (pushed *PushedRecord, err error) {
+func (i *Images) PushRecord(ctx context.Context, entries *RecordList, target string) (pushed *PushedRecord, err error) {
 	r, err := i.create(ctx, target)
 	if err != nil {
 		return nil, err
@@ -115,12 +120,12 @@ func (i *Images) PushRecord(ctx context.Context, entries []RecordEntry, target s
 	if err != nil {
 		return nil, err
 	}
-	return &PushedRecord{Reference: target, Digest: d.Digest, Entries: len(entries)}, r.Commit(ctx)
+	return &PushedRecord{Reference: target, Digest: d.Digest, Entries: entries.Len()}, r.Commit(ctx)
 }
 
 // AttachRecord stores a record beside an image, as its referrer (distribution-spec,
 // "Listing Referrers"). Of an index it is the image for the platform that gets it.
-func (i *Images) AttachRecord(ctx context.Context, entries []RecordEntry, reference string) (pushed *PushedRecord, err error) {
+func (i *Images) AttachRecord(ctx context.Context, entries *RecordList, reference string) (pushed *PushedRecord, err error) {
 	image, err := i.subject(ctx, reference)
 	if err != nil {
 		return nil, err
@@ -142,7 +147,7 @@ func (i *Images) AttachRecord(ctx context.Context, entries []RecordEntry, refere
 	if err != nil {
 		return nil, err
 	}
-	return &PushedRecord{Reference: reference, Digest: d.Digest, Subject: image.Digest, Entries: len(entries)}, r.Commit(ctx)
+	return &PushedRecord{Reference: reference, Digest: d.Digest, Subject: image.Digest, Entries: entries.Len()}, r.Commit(ctx)
 }
 
 // subject returns the manifest that a record would be attached to.
@@ -171,59 +176,86 @@ func (i *Images) look(ctx context.Context, reference string, do func(*inspect.Im
 	return do(image)
 }
 
-// RecordUse tells what a record means for an image.
+// RecordUse tells what a record means for an image. Who has it closes it.
 type RecordUse struct {
-	Reference string           `json:"reference"`
-	Manifest  Digest           `json:"manifest_digest"`
-	Platform  string           `json:"platform,omitempty"`
-	Matched   int              `json:"matched"`
-	Moved     []record.Move    `json:"moved,omitempty"`   // of those, found by content under another name
-	Missing   []string         `json:"missing,omitempty"` // paths that the image does not show
-	Foreign   int              `json:"foreign"`           // entries that name another manifest
-	Bytes     int64            `json:"bytes"`             // of what matched
-	Share     float64          `json:"share"`             // of the image's bytes, 0 to 1
-	Layers    []RecordLayerUse `json:"layers"`            // bottom first
-	Notes     []string         `json:"notes,omitempty"`   // what was fallen back to, and why
+	Reference string
+	Manifest  Digest
+	Platform  string
+	Matched   int         // of them MovedCount under another name
+	Missing   RecordPaths // that the image does not show
+	Foreign   int         // entries that name another manifest
+	Bytes     int64       // of what matched
+	Share     float64     // of the image's bytes, 0 to 1
+	Layers    []RecordLayerUse
+	Notes     []string // what was fallen back to, and why
+
+	plan *record.Plan
 }
 
 // RecordLayerUse is a layer's part of a [RecordUse].
 type RecordLayerUse struct {
-	Digest     Digest   `json:"digest"`
-	Paths      []string `json:"paths,omitempty"` // in the record's order
-	Bytes      int64    `json:"bytes"`           // of them
-	TotalFiles int      `json:"total_files"`
-	TotalBytes int64    `json:"total_bytes"`
+	Digest     Digest
+	Paths      RecordPaths // in the record's order
+	Bytes      int64       // of them
+	TotalFiles int
+	TotalBytes int64
 }
+
+// MovedCount returns how many of those matched were found by content under another
+// name.
+func (u *RecordUse) MovedCount() int { return u.plan.MovedCount() }
+
+// Moved returns those, in the record's order.
+func (u *RecordUse) Moved() iter.Seq2[record.Move, error] { return u.plan.Moved() }
+
+// Rewrite returns the entries that are in the image, under the names they have
+// there, as entries of it. entries are those that were applied.
+func (u *RecordUse) Rewrite(entries *RecordList) (*RecordList, error) {
+	return u.plan.Rewrite(entries, u.Manifest)
+}
+
+// Close lets go of the paths.
+func (u *RecordUse) Close() { u.plan.Close() }
 
 // ApplyRecord tells which files of an image a record would put first, layer by
 // layer. It reads the TOCs of seekable layers, and all of the others.
-func (i *Images) ApplyRecord(ctx context.Context, entries []RecordEntry, reference string) (use *RecordUse, err error) {
+func (i *Images) ApplyRecord(ctx context.Context, entries *RecordList, reference string) (use *RecordUse, err error) {
+	hash, err := record.ContentSizes(entries)
+	if err != nil {
+		return nil, err
+	}
+	u := &RecordUse{Reference: reference}
 	err = i.look(ctx, reference, func(image *inspect.Image) error {
-		use = &RecordUse{}
 		names := image.Names(ctx, inspect.NamesOptions{
-			Limits: i.layerLimits(), Hash: record.ContentSizes(entries),
-			Note: func(text string) { use.Notes = append(use.Notes, text) }, // one layer after another
+			Limits: i.layerLimits(), Hash: hash,
+			Note: func(text string) { u.Notes = append(u.Notes, text) }, // one layer after another
 		})
-		plan, err := record.Apply(entries, names)
-		if err != nil {
+		var err error
+		if u.plan, err = record.Apply(ctx, entries, names); err != nil {
 			return fmt.Errorf("apply record to %s: %w", reference, err)
 		}
-		use.describe(image, plan)
-		use.Reference = reference
-		for n := range entries {
-			if m := entries[n].ManifestDigest; m != "" && m != image.Descriptor.Digest {
-				use.Foreign++
+		u.describe(image)
+		for e, err := range entries.All() {
+			if err != nil {
+				return err
+			}
+			if m := e.ManifestDigest; m != "" && m != image.Descriptor.Digest {
+				u.Foreign++
 			}
 		}
 		return nil
 	})
-	return use, err
+	if err != nil {
+		u.Close()
+		return nil, err
+	}
+	return u, nil
 }
 
-func (u *RecordUse) describe(image *inspect.Image, plan *record.Plan) {
+func (u *RecordUse) describe(image *inspect.Image) {
 	u.Manifest, u.Platform = image.Descriptor.Digest, image.Platform()
-	u.Matched, u.Moved, u.Missing, u.Share = plan.Matched, plan.Moved, plan.Missing, plan.Share()
-	for n, l := range plan.Layers {
+	u.Matched, u.Missing, u.Share = u.plan.Matched, u.plan.Missing, u.plan.Share()
+	for n, l := range u.plan.Layers {
 		u.Bytes += l.Bytes
 		u.Layers = append(u.Layers, RecordLayerUse{
 			Digest: image.Manifest.Layers[n].Digest, Paths: l.Paths, Bytes: l.Bytes, TotalFiles: l.TotalFiles, TotalBytes: l.TotalBytes,
@@ -234,7 +266,7 @@ func (u *RecordUse) describe(image *inspect.Image, plan *record.Plan) {
 // ReadRecordList makes a record of a list: paths and globs, one a line, in this
 // order. The image's files decide what globs mean; missed are the lines that match
 // none of them.
-func (i *Images) ReadRecordList(ctx context.Context, list io.Reader, reference string) (entries []RecordEntry, missed []string, err error) {
+func (i *Images) ReadRecordList(ctx context.Context, list io.Reader, reference string) (entries *RecordList, missed []string, err error) {
 	lines, err := record.ReadList(list, record.Limits{})
 	if err != nil {
 		return nil, nil, err
@@ -247,33 +279,4 @@ func (i *Images) ReadRecordList(ctx context.Context, list io.Reader, reference s
 		return err
 	})
 	return entries, missed, err
-}
-
-// Rewrite returns the entries that are in the image, under the names they have
-// there, as entries of it.
-func (u *RecordUse) Rewrite(entries []RecordEntry) []RecordEntry {
-	moved := map[string]string{}
-	for _, m := range u.Moved {
-		moved[m.From] = m.To
-	}
-	layerOf := map[string]int{}
-	for n, l := range u.Layers {
-		for _, name := range l.Paths {
-			layerOf[name] = n
-		}
-	}
-	var kept []RecordEntry
-	for _, e := range entries {
-		if to, ok := moved[e.Path]; ok {
-			e.Path = to
-		}
-		n, ok := layerOf[e.Path]
-		if !ok {
-			continue
-		}
-		delete(layerOf, e.Path) // each once
-		e.ManifestDigest, e.LayerIndex = u.Manifest, &n
-		kept = append(kept, e)
-	}
-	return kept
 }

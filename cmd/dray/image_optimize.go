@@ -134,7 +134,11 @@ func recordOfList(ctx context.Context, app *cli.App, images *dray.Images, list, 
 	}
 	flags := recordFlags{image: source, output: file}
 	entries, err := flags.readList(ctx, app, images, list)
-	if err == nil && file != "" {
+	if err != nil {
+		return err
+	}
+	defer entries.Close()
+	if file != "" {
 		err = flags.write(app, entries)
 	}
 	if err == nil && target != "" {

@@ -176,7 +176,11 @@ func interruptOnce(t *testing.T, hold int, args func(string) []string) bool {
 		t.Fatal(err)
 	}
 	defer func() { _ = images.Close() }()
-	if _, err := images.PushRecord(t.Context(), []dray.RecordEntry{{Path: "bin/sh"}}, server.Ref("a/b")+":there"); err != nil {
+	list, err := dray.NewRecordList(dray.RecordEntry{Path: "bin/sh"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := images.PushRecord(t.Context(), list, server.Ref("a/b")+":there"); err != nil {
 		t.Fatal(err)
 	}
 	g := newGate(t, server.URL, hold)

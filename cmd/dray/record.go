@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -109,23 +108,12 @@ func isFile(name string) bool {
 }
 
 func readRecordFile(ctx context.Context, app *cli.App, name string) (*dray.Record, error) {
-	var entries []dray.RecordEntry
-	found, err := scanRecordFile(ctx, app, name, func(e dray.RecordEntry) { entries = append(entries, e) })
-	if err != nil {
-		return nil, err
-	}
-	found.Entries = entries
-	return found, nil
-}
-
-// scanRecordFile reads a record and keeps nothing of it.
-func scanRecordFile(ctx context.Context, app *cli.App, name string, take func(dray.RecordEntry)) (*dray.Record, error) {
 	f, err := openInput(ctx, app, name)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	found, err := dray.ScanRecord(f, take)
+	found, err := dray.ReadRecord(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -147,23 +135,25 @@ func openInput(ctx context.Context, app *cli.App, name string) (io.ReadCloser, e
 	return &input{File: f, ctx: ctx}, nil
 }
 
-// readLists makes records of the lists.
-func (f *recordFlags) readLists(ctx context.Context, app *cli.App, images *dray.Images) ([]*dray.Record, error) {
+// checkLists refuses lists that nothing is held against.
+func (f *recordFlags) checkLists() error {
 	if len(f.lists) > 0 && f.image == "" {
-		return nil, cli.Usage("--list needs --image, whose files the globs are held against")
+		return cli.Usage("--list needs --image, whose files the globs are held against")
 	}
-	var all []*dray.Record
-	for _, name := range f.lists {
-		entries, err := f.readList(ctx, app, images, name)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, &dray.Record{Entries: entries, Records: 1, Lines: len(entries)})
-	}
-	return all, nil
+	return nil
 }
 
-func (f *recordFlags) readList(ctx context.Context, app *cli.App, images *dray.Images, name string) ([]dray.RecordEntry, error) {
+// readListRecord is readList for who wants a record.
+func (f *recordFlags) readListRecord(ctx context.Context, app *cli.App, images *dray.Images, name string) (*dray.Record, error) {
+	entries, err := f.readList(ctx, app, images, name)
+	if err != nil {
+		return nil, err
+	}
+	return &dray.Record{Entries: entries, Records: 1, Lines: entries.Len()}, nil
+}
+
+// readList makes a record of a list.
+func (f *recordFlags) readList(ctx context.Context, app *cli.App, images *dray.Images, name string) (*dray.RecordList, error) {
 	file, err := openInput(ctx, app, name)
 	if err != nil {
 		return nil, err
@@ -180,15 +170,12 @@ func (f *recordFlags) readList(ctx context.Context, app *cli.App, images *dray.I
 }
 
 // write gives a record to standard output or to a file, which is replaced as a whole.
-func (f *recordFlags) write(app *cli.App, entries []dray.RecordEntry) error {
+func (f *recordFlags) write(app *cli.App, entries *dray.RecordList) error {
 	if f.output == "" || f.output == "-" {
-		return dray.WriteRecord(app.Stdout, entries)
-	}
-	var text bytes.Buffer
-	if err := dray.WriteRecord(&text, entries); err != nil {
+		_, err := entries.WriteTo(app.Stdout)
 		return err
 	}
-	return durable.WriteFile(f.output, text.Bytes(), 0o644)
+	return durable.WriteFrom(f.output, entries, 0o644)
 }
 
 func newRecordMerge(app *cli.App) *cobra.Command {
@@ -222,27 +209,40 @@ func runRecordMerge(ctx context.Context, app *cli.App, images *dray.Images, flag
 	if err != nil {
 		return err
 	}
-	var all []*dray.Record
-	for _, name := range args {
-		found, err := flags.read(ctx, app, images, name)
-		if err != nil {
-			return err
-		}
-		all = append(all, found)
+	if err := flags.checkLists(); err != nil {
+		return err
 	}
-	lists, err := flags.readLists(ctx, app, images)
+	var parts []dray.WeightedRecord
+	defer func() {
+		for _, p := range parts {
+			p.Entries.Close()
+		}
+	}()
+	read := func(names []string, one func(context.Context, *cli.App, *dray.Images, string) (*dray.Record, error)) error {
+		for _, name := range names {
+			found, err := one(ctx, app, images, name)
+			if err != nil {
+				return err
+			}
+			parts = append(parts, dray.WeightedRecord{Entries: found.Entries, Weight: numbers[len(parts)]})
+		}
+		return nil
+	}
+	if err := read(args, flags.read); err != nil {
+		return err
+	}
+	if err := read(flags.lists, flags.readListRecord); err != nil {
+		return err
+	}
+	if len(parts) == 1 { // its order is what it is
+		return flags.write(app, parts[0].Entries)
+	}
+	merged, err := dray.MergeRecords(ctx, parts)
 	if err != nil {
 		return err
 	}
-	all = append(all, lists...)
-	if len(all) == 1 { // its order is what it is
-		return flags.write(app, all[0].Entries)
-	}
-	parts := make([]dray.WeightedRecord, len(all))
-	for i, r := range all {
-		parts[i] = dray.WeightedRecord{Entries: r.Entries, Weight: numbers[i]}
-	}
-	return flags.write(app, dray.MergeRecords(parts))
+	defer merged.Close()
+	return flags.write(app, merged)
 }
 
 // parseWeights reads count weights; none is all the same.
@@ -283,6 +283,7 @@ it.` + recordCodes(),
 			if err != nil {
 				return err
 			}
+			defer found.Close()
 			store := images.PushRecord
 			if attach {
 				store = images.AttachRecord
@@ -295,7 +296,7 @@ it.` + recordCodes(),
 	return cmd
 }
 
-func pushRecord(ctx context.Context, app *cli.App, entries []dray.RecordEntry, target string, store func(context.Context, []dray.RecordEntry, string) (*dray.PushedRecord, error)) error {
+func pushRecord(ctx context.Context, app *cli.App, entries *dray.RecordList, target string, store func(context.Context, *dray.RecordList, string) (*dray.PushedRecord, error)) error {
 	pushed, err := store(ctx, entries, target)
 	if err != nil {
 		return err
@@ -325,6 +326,7 @@ that are attached to an image, merged, or the order of files in its seekable lay
 			if err != nil {
 				return err
 			}
+			defer found.Close()
 			return flags.write(app, found.Entries)
 		}),
 	}
@@ -349,16 +351,23 @@ content, where the record knows it.` + recordCodes(),
 			if err != nil {
 				return err
 			}
+			defer found.Close()
 			use, err := images.ApplyRecord(ctx, found.Entries, args[1])
 			if err != nil {
 				return err
 			}
+			defer use.Close()
 			printNotes(app, use)
-			_, _ = fmt.Fprintf(app.Stderr, "%d of %d paths are in the image, %d of them moved\n", use.Matched, use.Matched+len(use.Missing), len(use.Moved))
+			_, _ = fmt.Fprintf(app.Stderr, "%d of %d paths are in the image, %d of them moved\n", use.Matched, use.Matched+use.Missing.Len(), use.MovedCount())
 			if use.Matched == 0 {
 				return fmt.Errorf("copy record to %s: none of its paths is in the image: %w", args[1], dray.ErrNoRecord)
 			}
-			return pushRecord(ctx, app, use.Rewrite(found.Entries), args[1], images.AttachRecord)
+			kept, err := use.Rewrite(found.Entries)
+			if err != nil {
+				return err
+			}
+			defer kept.Close()
+			return pushRecord(ctx, app, kept, args[1], images.AttachRecord)
 		}),
 	}
 	flags.addFrom(cmd)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -16,9 +17,8 @@ import (
 // shown is what record show prints.
 type shown struct {
 	*dray.Record
-	Use *dray.RecordUse `json:"use,omitempty"`
 
-	count int // of entries, which may not be held
+	use *dray.RecordUse // nil without an image
 }
 
 func newRecordShow(app *cli.App) *cobra.Command {
@@ -49,107 +49,83 @@ skipped by a conversion and counted here.` + recordCodes(),
 }
 
 func runRecordShow(ctx context.Context, app *cli.App, images *dray.Images, flags *recordFlags, args []string, paths bool) error {
-	lists, err := flags.readLists(ctx, app, images)
+	err := flags.checkLists()
 	if err != nil {
 		return err
-	}
-	if len(args) == 1 && isFile(args[0]) && flags.image == "" && !app.Globals.JSON {
-		return showRecordFile(ctx, app, flags, args[0], paths)
 	}
 	var s shown
 	if len(args) == 0 {
-		s.Record = lists[0]
-	} else if s.Record, err = flags.read(ctx, app, images, args[0]); err != nil {
-		return err
+		s.Record, err = flags.readListRecord(ctx, app, images, flags.lists[0])
+	} else {
+		s.Record, err = flags.read(ctx, app, images, args[0])
 	}
-	if flags.image != "" {
-		if s.Use, err = images.ApplyRecord(ctx, s.Entries, flags.image); err != nil {
-			return err
-		}
-		printNotes(app, s.Use)
-	}
-	if app.Globals.JSON {
-		return app.PrintJSON(s)
-	}
-	s.count = len(s.Entries)
-	if err := s.print(app.Stdout); err != nil || !paths {
-		return err
-	}
-	out := newPathPrinter(app.Stdout)
-	for _, e := range s.Entries {
-		out.print(e)
-	}
-	return out.flush()
-}
-
-// showRecordFile shows what is in a file without holding its entries, of which there
-// may be millions.
-func showRecordFile(ctx context.Context, app *cli.App, flags *recordFlags, name string, paths bool) error {
-	if _, err := flags.source(); err != nil {
-		return err
-	}
-	var s shown
-	var held []string // of what cannot be read again
-	again := isRegular(name)
-	var err error
-	s.Record, err = scanRecordFile(ctx, app, name, func(e dray.RecordEntry) {
-		s.count++
-		if paths && !again {
-			held = append(held, e.Path)
-		}
-	})
 	if err != nil {
 		return err
 	}
-	if err := s.print(app.Stdout); err != nil || !paths {
-		return err
-	}
-	out := newPathPrinter(app.Stdout)
-	for _, path := range held {
-		out.print(dray.RecordEntry{Path: path})
-	}
-	if again {
-		if _, err := scanRecordFile(ctx, app, name, out.print); err != nil {
+	defer s.Close()
+	if flags.image != "" {
+		if s.use, err = images.ApplyRecord(ctx, s.Entries, flags.image); err != nil {
 			return err
 		}
+		defer s.use.Close()
+		printNotes(app, s.use)
 	}
-	return out.flush()
+	out := bufio.NewWriter(app.Stdout)
+	if app.Globals.JSON {
+		err = s.printJSON(out)
+	} else {
+		err = s.print(out, paths)
+	}
+	return errors.Join(err, out.Flush())
 }
 
-// pathPrinter prints paths below what else is shown.
-type pathPrinter struct{ out *bufio.Writer }
-
-func newPathPrinter(out io.Writer) *pathPrinter {
-	p := &pathPrinter{bufio.NewWriter(out)}
-	_ = p.out.WriteByte('\n') // errors come back from flush
-	return p
-}
-
-func (p *pathPrinter) print(e dray.RecordEntry) {
-	_, _ = p.out.WriteString(e.Path) // as above
-	_ = p.out.WriteByte('\n')
-}
-
-func (p *pathPrinter) flush() error { return p.out.Flush() }
-
-func (s *shown) print(out io.Writer) error {
+// print prints for people. Errors of writing come back from out's Flush.
+func (s *shown) print(out *bufio.Writer, paths bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintf(w, "entries\t%d\nlines\t%d\nskipped lines\t%d\n", s.count, s.Lines, s.Skipped)
+	_, _ = fmt.Fprintf(w, "entries\t%d\nlines\t%d\nskipped lines\t%d\n", s.Entries.Len(), s.Lines, s.Skipped)
 	if s.Source != "" {
 		_, _ = fmt.Fprintf(w, "from\t%s of %s\nrecords\t%d\n", s.Source, s.Image, s.Records)
 	}
-	if s.Use != nil {
+	if s.use != nil {
 		s.printUse(w)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if s.use != nil { // not in the table, which is held until its end is known
+		for m, err := range s.use.Moved() {
+			if err != nil {
+				return err
+			}
+			_, _ = fmt.Fprintf(out, "moved    %q is now %q\n", m.From, m.To)
+		}
+		for name, err := range s.use.Missing.All() {
+			if err != nil {
+				return err
+			}
+			_, _ = fmt.Fprintf(out, "missing  %q\n", name)
+		}
+	}
+	if !paths {
+		return nil
+	}
+	_ = out.WriteByte('\n')
+	for e, err := range s.Entries.All() {
+		if err != nil {
+			return err
+		}
+		_, _ = out.WriteString(e.Path)
+		_ = out.WriteByte('\n')
+	}
+	return nil
 }
 
 func (s *shown) printUse(w io.Writer) {
-	u := s.Use
+	u := s.use
 	_, _ = fmt.Fprintf(w, "image\t%s\nmanifest\t%s\n", u.Reference, u.Manifest)
-	_, _ = fmt.Fprintf(w, "matched\t%d of %d paths, %d moved\n", u.Matched, u.Matched+len(u.Missing), len(u.Moved))
+	_, _ = fmt.Fprintf(w, "matched\t%d of %d paths, %d moved\n", u.Matched, u.Matched+u.Missing.Len(), u.MovedCount())
 	if u.Foreign > 0 {
-		_, _ = fmt.Fprintf(w, "recorded elsewhere\t%d of %d entries\n", u.Foreign, len(s.Entries))
+		_, _ = fmt.Fprintf(w, "recorded elsewhere\t%d of %d entries\n", u.Foreign, s.Entries.Len())
 	}
 	_, _ = fmt.Fprintf(w, "share\t%.1f %% of the image's bytes (%s)\n\n", 100*u.Share, cli.Size(u.Bytes))
 	_, _ = fmt.Fprintln(w, "LAYER\tDIGEST\tPATHS\tFILES\tFIRST\tOF\tSHARE")
@@ -158,12 +134,6 @@ func (s *shown) printUse(w io.Writer) {
 		if l.TotalBytes > 0 {
 			share = 100 * float64(l.Bytes) / float64(l.TotalBytes)
 		}
-		_, _ = fmt.Fprintf(w, "%d\t%.19s\t%d\t%d\t%s\t%s\t%.1f %%\n", n, l.Digest, len(l.Paths), l.TotalFiles, cli.Size(l.Bytes), cli.Size(l.TotalBytes), share)
-	}
-	for _, m := range u.Moved {
-		_, _ = fmt.Fprintf(w, "moved\t%q is now %q\n", m.From, m.To)
-	}
-	for _, name := range u.Missing {
-		_, _ = fmt.Fprintf(w, "missing\t%q\n", name)
+		_, _ = fmt.Fprintf(w, "%d\t%.19s\t%d\t%d\t%s\t%s\t%.1f %%\n", n, l.Digest, l.Paths.Len(), l.TotalFiles, cli.Size(l.Bytes), cli.Size(l.TotalBytes), share)
 	}
 }

@@ -316,12 +316,16 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
-func entries(paths ...string) []record.Entry {
+func entries(paths ...string) *record.List {
 	var all []record.Entry
 	for _, p := range paths {
 		all = append(all, record.Entry{Path: p})
 	}
-	return all
+	list, err := record.ListOf(all...)
+	if err != nil {
+		panic(err) // it is too small for a file
+	}
+	return list
 }
 
 func TestOrder(t *testing.T) {
@@ -329,7 +333,7 @@ func TestOrder(t *testing.T) {
 	dir := t.TempDir()
 	app(t).Write(testkit.LayoutAt(t, dir), "v1")
 	wanted := []string{"data/big", "bin/shadowed", "not/there", "bin/gone"}
-	order := func(context.Context, oci.Descriptor) ([]record.Entry, error) { return entries(wanted...), nil }
+	order := func(context.Context, oci.Descriptor) (*record.List, error) { return entries(wanted...), nil }
 	for _, test := range []struct {
 		name    string
 		o       Options
@@ -340,7 +344,7 @@ func TestOrder(t *testing.T) {
 		{"globs", Options{Globs: []string{"**/s*", "none*"}}, [][]string{{"bin/sh"}, {"bin/shadowed"}, nil}, []string{"none*"}},
 		{"zstd", Options{Order: order, Form: Form{Format: estargz.ZstdChunked}}, [][]string{nil, {"bin/shadowed"}, {"data/big"}}, []string{"not/there", "bin/gone"}},
 		{"lossless", Options{Order: order, Form: Form{Format: estargz.ZstdChunked, KeepDiffID: true}}, [][]string{nil, {"bin/shadowed"}, {"data/big"}}, []string{"not/there", "bin/gone"}},
-		{"nothing", Options{Order: func(context.Context, oci.Descriptor) ([]record.Entry, error) { return nil, nil }}, [][]string{nil, nil, nil}, nil},
+		{"nothing", Options{Order: func(context.Context, oci.Descriptor) (*record.List, error) { return nil, nil }}, [][]string{nil, nil, nil}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

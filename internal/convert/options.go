@@ -52,8 +52,9 @@ type Options struct {
 	// put first, after they were verified.
 	Reuse bool
 
-	// Order returns what to put first in an image, in that order; nil is nothing.
-	Order func(ctx context.Context, manifest oci.Descriptor) ([]record.Entry, error)
+	// Order returns what to put first in an image, in that order; nil is nothing. The
+	// list stays its own.
+	Order func(ctx context.Context, manifest oci.Descriptor) (*record.List, error)
 	// Globs are paths and patterns to put first instead, see [record.Expand].
 	Globs []string
 

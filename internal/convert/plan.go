@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"dray/internal/oci"
-	"dray/internal/record"
 	"dray/internal/repo"
 	"dray/internal/stream"
 )
@@ -34,8 +33,7 @@ type image struct {
 	document  *oci.Manifest
 	config    *oci.Image
 	rawConfig []byte
-	plan      *record.Plan // nil when nothing comes first
-	asked     int
+	first     first
 	layers    []*job
 }
 

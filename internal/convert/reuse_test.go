@@ -98,7 +98,7 @@ func TestReuse(t *testing.T) {
 	if got := hows(again); !slices.Equal(got, []How{Reused, Reused, Reused}) || again.Target.Digest != first.Target.Digest {
 		t.Errorf("reused: %v, %s", got, again.Target.Digest)
 	}
-	order := func(context.Context, oci.Descriptor) ([]record.Entry, error) { return entries("data/big"), nil }
+	order := func(context.Context, oci.Descriptor) (*record.List, error) { return entries("data/big"), nil }
 	some := place(t, t.TempDir(), "some", true)
 	if got := hows(mustRun(t, place(t, seekable, "esgz", false), some, Options{Reuse: true, Order: order})); !slices.Equal(got, []How{Reused, Reused, Converted}) {
 		t.Errorf("with a record: %v", got)

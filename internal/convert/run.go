@@ -111,10 +111,7 @@ func (r *run) orders(ctx context.Context, images []*image) error {
 // are one job.
 func (r *run) schedule(i *image) {
 	for n, d := range i.document.Layers {
-		j := &job{source: d, diffID: i.config.RootFS.DiffIDs[n]}
-		if i.plan != nil {
-			j.paths = i.plan.Layers[n].Paths
-		}
+		j := &job{source: d, diffID: i.config.RootFS.DiffIDs[n], paths: i.first.of(n)}
 		j.key = r.o.key(d.Digest, j.paths)
 		if isForeign(d) {
 			j.key = "foreign " + string(d.Digest)
@@ -330,13 +327,11 @@ func (r *run) note(ctx context.Context, format string, args ...any) {
 // report completes the result.
 func (r *run) report(images []*image) *Result {
 	for _, i := range images {
-		out := Image{Source: i.manifest.Digest, Platform: platformOf(i.config).String(), Requested: i.asked}
+		out := Image{Source: i.manifest.Digest, Platform: platformOf(i.config).String(), Requested: i.first.asked}
 		if n := r.root.find(i); n != nil {
 			out.Target = n.target.Digest
 		}
-		if i.plan != nil {
-			out.Prioritized, out.Missing, out.Share = i.plan.Matched, i.plan.Missing, i.plan.Share()
-		}
+		out.Prioritized, out.Missing, out.Share = i.first.matched, i.first.missing, i.first.share
 		for at, j := range i.layers {
 			out.Layers = append(out.Layers, Layer{
 				Source: i.document.Layers[at].Digest, SourceSize: i.document.Layers[at].Size,

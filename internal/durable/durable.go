@@ -8,9 +8,11 @@
 package durable
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,7 +29,12 @@ func IsTemp(name string) bool {
 
 // WriteFile replaces path by data in one durable step: write, fsync, rename,
 // fsync of the directory.
-func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
+func WriteFile(path string, data []byte, perm fs.FileMode) error {
+	return WriteFrom(path, bytes.NewReader(data), perm)
+}
+
+// WriteFrom is [WriteFile] of what from writes.
+func WriteFrom(path string, from io.WriterTo, perm fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	temp := filepath.Join(dir, tempPrefix+rand.Text())
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm) //nolint:gosec // the caller's path, O_EXCL
@@ -39,7 +46,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 			err = errors.Join(fmt.Errorf("write %s: %w", path, err), ignoreMissing(os.Remove(temp)))
 		}
 	}()
-	_, err = f.Write(data)
+	_, err = from.WriteTo(f)
 	if err == nil {
 		err = f.Sync()
 	}

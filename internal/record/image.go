@@ -2,8 +2,8 @@ package record
 
 import (
 	"archive/tar"
-	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,62 +19,74 @@ const FileName = "stargz.record.json"
 // manifest.md, "Guidelines for Artifact Usage").
 const ArtifactType = "application/vnd.dray.record.v1+jsonl"
 
-// Image is a record image: an image of one layer, a tar with the record.
+// Image is a record image: an image of one layer, a tar with the record. Who has it
+// closes it.
 type Image struct {
-	Manifest, Config, Layer []byte
-	Descriptor              oci.Descriptor // of Manifest
+	Manifest, Config []byte
+	Descriptor       oci.Descriptor // of Manifest
+	Layer            oci.Descriptor
+
+	layer spool
 }
+
+// ReadAt reads the layer.
+func (i *Image) ReadAt(p []byte, at int64) (int, error) { return i.layer.ReadAt(p, at) }
+
+// Close lets go of the layer.
+func (i *Image) Close() { i.layer.close() }
 
 // NewImage makes a record image, byte for byte as containerd's tool makes it of the
 // same lines (document 003): nothing is indented, and both documents end with a
 // newline. With a subject it is one of its referrers.
-func NewImage(entries []Entry, platform oci.Platform, subject *oci.Descriptor) (*Image, error) {
-	var text, plain, packed bytes.Buffer
-	if err := Write(&text, entries); err != nil {
-		return nil, err
+func NewImage(entries *List, platform oci.Platform, subject *oci.Descriptor) (*Image, error) {
+	image := &Image{}
+	if err := image.write(entries, platform, subject); err != nil {
+		image.Close()
+		return nil, fmt.Errorf("write record image: %w", err)
 	}
-	t := tar.NewWriter(&plain)
-	err := t.WriteHeader(&tar.Header{Name: FileName, Size: int64(text.Len()), Typeflag: tar.TypeReg})
+	return image, nil
+}
+
+func (i *Image) write(entries *List, platform oci.Platform, subject *oci.Descriptor) error {
+	packed, plain := sha256.New(), sha256.New()
+	z := gzip.NewWriter(io.MultiWriter(&i.layer, packed))
+	t := tar.NewWriter(io.MultiWriter(z, plain))
+	err := t.WriteHeader(&tar.Header{Name: FileName, Size: entries.Size(), Typeflag: tar.TypeReg})
 	if err == nil {
-		_, err = t.Write(text.Bytes())
+		_, err = entries.WriteTo(t)
 	}
-	if err = errors.Join(err, t.Close()); err != nil {
-		return nil, fmt.Errorf("write record image: %w", err)
+	if err = errors.Join(err, t.Close(), z.Close()); err == nil {
+		err = i.layer.flush()
 	}
-	z := gzip.NewWriter(&packed)
-	_, err = z.Write(plain.Bytes())
-	if err = errors.Join(err, z.Close()); err != nil {
-		return nil, fmt.Errorf("write record image: %w", err)
+	if err != nil {
+		return err
 	}
-	image := &Image{Layer: packed.Bytes()}
+	i.Layer = oci.Descriptor{MediaType: oci.MediaTypeLayerGz, Digest: oci.DigestOf("sha256", packed), Size: i.layer.size}
 	config := oci.Image{Architecture: platform.Architecture, OS: platform.OS}
-	config.RootFS = oci.RootFS{Type: "layers", DiffIDs: []oci.DiffID{oci.DiffID(oci.DigestBytes(plain.Bytes()))}}
-	if image.Config, err = encode(config); err != nil {
-		return nil, err
+	config.RootFS = oci.RootFS{Type: "layers", DiffIDs: []oci.DiffID{oci.DiffID(oci.DigestOf("sha256", plain))}}
+	if i.Config, err = encode(config); err != nil {
+		return err
 	}
 	manifest := oci.Manifest{
 		SchemaVersion: 2, MediaType: oci.MediaTypeManifest,
-		Config: describe(oci.MediaTypeConfig, image.Config),
-		Layers: []oci.Descriptor{describe(oci.MediaTypeLayerGz, image.Layer)},
+		Config: describe(oci.MediaTypeConfig, i.Config),
+		Layers: []oci.Descriptor{i.Layer},
 	}
 	if subject != nil {
 		manifest.Subject, manifest.ArtifactType = subject, ArtifactType
 	}
-	if image.Manifest, err = encode(manifest); err != nil {
-		return nil, err
+	if i.Manifest, err = encode(manifest); err != nil {
+		return err
 	}
-	image.Descriptor = describe(oci.MediaTypeManifest, image.Manifest)
-	image.Descriptor.ArtifactType = manifest.ArtifactType
-	return image, nil
+	i.Descriptor = describe(oci.MediaTypeManifest, i.Manifest)
+	i.Descriptor.ArtifactType = manifest.ArtifactType
+	return nil
 }
 
 // encode returns v as JSON with a newline.
 func encode(v any) ([]byte, error) {
 	raw, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("write record image: %w", err)
-	}
-	return append(raw, '\n'), nil
+	return append(raw, '\n'), err
 }
 
 func describe(mediaType string, b []byte) oci.Descriptor {
@@ -94,21 +106,26 @@ var ErrNoFile = fmt.Errorf("%w: the image has none", ErrFormat)
 
 // ReadTar reads the record in the tar of a record image's layer, uncompressed, to
 // the tar's end.
-func ReadTar(r io.Reader, l Limits) (*Record, error) {
-	var rec *Record
+func ReadTar(r io.Reader, l Limits) (rec *Record, err error) {
+	defer func() {
+		if err != nil && rec != nil {
+			rec.Entries.Close()
+			rec = nil
+		}
+	}()
 	for t := tar.NewReader(r); ; {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read record image: %w: %w", ErrFormat, err)
+			return rec, fmt.Errorf("read record image: %w: %w", ErrFormat, err)
 		}
 		if name, ok := cleanPath(h.Name); !ok || name != FileName || h.Typeflag != tar.TypeReg {
 			continue
 		}
 		if rec != nil {
-			return nil, fmt.Errorf("read record image: %s is there twice: %w", FileName, ErrFormat)
+			return rec, fmt.Errorf("read record image: %s is there twice: %w", FileName, ErrFormat)
 		}
 		if rec, err = Read(t, l); err != nil {
 			return nil, err

@@ -4,8 +4,9 @@
 // what is no record at all, or too large, is an error.
 //
 // The form is containerd's: one JSON object a line, with path, manifestDigest and
-// layerIndex. dray adds fields that others ignore. Functions here are pure; none
-// keeps anything, so all may be called at the same time.
+// layerIndex. dray adds fields that others ignore. Functions here keep nothing, so all
+// may be called at the same time. What grows with a record is sorted and kept in
+// temporary files without names, so that a record of any size takes the same memory.
 package record
 
 import (
@@ -77,9 +78,10 @@ type Range struct {
 	Size   int64 `json:"size"`
 }
 
-// Record is what was read, first access first, each entry once.
+// Record is what was read, first access first, each entry once. Who has it closes
+// Entries.
 type Record struct {
-	Entries []Entry
+	Entries *List
 	Lines   int // with repeated and skipped ones
 	Skipped int // lines with a path or a number that nothing can have
 }
@@ -104,67 +106,60 @@ func (e *Entry) key(buf []byte) (key, []byte) {
 // Read reads a record to its end. Errors wrap [ErrFormat] or [ErrTooLarge], or are
 // those of r.
 func Read(r io.Reader, l Limits) (*Record, error) {
-	var entries []Entry
-	rec, err := Scan(r, l, func(e Entry) { entries = append(entries, e) })
-	if err != nil {
+	rec := &Record{Entries: &List{}}
+	if err := rec.read(r, l); err != nil {
+		rec.Entries.Close()
 		return nil, err
 	}
-	rec.Entries = entries
 	return rec, nil
 }
 
-// Scan is [Read] for who does not need the entries at once: each is given to take
-// as it comes, and the record that is returned has none. Besides what take keeps, an
-// entry takes about 30 bytes.
-func Scan(r io.Reader, l Limits, take func(Entry)) (*Record, error) {
+// read appends what r has. In memory an entry takes about 30 bytes meanwhile.
+func (rec *Record) read(r io.Reader, l Limits) error {
 	l = l.withDefaults()
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, min(4096, l.MaxLineBytes)), l.MaxLineBytes)
-	rec := &Record{}
 	seen := map[key]struct{}{}
 	keptBytes := 0
 	var buf []byte
-	var last oci.Digest
 	for lines.Scan() && lines.Err() == nil { // after an error there is a part of a line
 		if len(lines.Bytes()) == 0 {
 			continue
 		}
 		rec.Lines++
 		if rec.Lines > l.MaxLines {
-			return nil, fmt.Errorf("read record: more than %d lines: %w", l.MaxLines, ErrTooLarge)
+			return fmt.Errorf("read record: more than %d lines: %w", l.MaxLines, ErrTooLarge)
 		}
 		var e Entry
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			return nil, fmt.Errorf("read record: line %d: %w: %w", rec.Lines, ErrFormat, err)
+			return fmt.Errorf("read record: line %d: %w: %w", rec.Lines, ErrFormat, err)
 		}
 		if !e.clean() {
 			rec.Skipped++
 			continue
 		}
-		if e.ManifestDigest == last { // as it mostly is: one string for all
-			e.ManifestDigest = last
-		}
-		last = e.ManifestDigest
 		var k key
 		k, buf = e.key(buf)
 		if _, again := seen[k]; !again {
 			if len(seen) == l.MaxEntries {
-				return nil, fmt.Errorf("read record: more than %d entries: %w", l.MaxEntries, ErrTooLarge)
+				return fmt.Errorf("read record: more than %d entries: %w", l.MaxEntries, ErrTooLarge)
 			}
 			if keptBytes += len(lines.Bytes()); keptBytes > l.MaxBytes {
-				return nil, fmt.Errorf("read record: more than %d bytes: %w", l.MaxBytes, ErrTooLarge)
+				return fmt.Errorf("read record: more than %d bytes: %w", l.MaxBytes, ErrTooLarge)
 			}
 			seen[k] = struct{}{}
-			take(e)
+			if err := rec.Entries.Add(&e); err != nil {
+				return err
+			}
 		}
 	}
 	switch err := lines.Err(); {
 	case errors.Is(err, bufio.ErrTooLong):
-		return nil, fmt.Errorf("read record: line %d has more than %d bytes: %w", rec.Lines+1, l.MaxLineBytes, ErrTooLarge)
+		return fmt.Errorf("read record: line %d has more than %d bytes: %w", rec.Lines+1, l.MaxLineBytes, ErrTooLarge)
 	case err != nil:
-		return nil, err
+		return err
 	}
-	return rec, nil
+	return nil
 }
 
 // clean makes the path relative to the root and tells whether the entry can be of
@@ -187,83 +182,4 @@ func cleanPath(p string) (string, bool) {
 	}
 	p = strings.TrimPrefix(path.Clean("/"+p), "/")
 	return p, p != ""
-}
-
-// Write writes entries, a line each.
-func Write(w io.Writer, entries []Entry) error {
-	out := bufio.NewWriter(w)
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	for i := range entries {
-		if err := enc.Encode(&entries[i]); err != nil {
-			return fmt.Errorf("write record: %w", err)
-		}
-	}
-	return out.Flush()
-}
-
-// Weighted is a record and how much it counts among others; 0 is 1.
-type Weighted struct {
-	Entries []Entry
-	Weight  float64
-}
-
-// Merge returns one order of many records. Each gives a path its weight, in whole
-// for the first place and next to nothing for the last; the sums decide, and where
-// they are the same the names. Entries are told apart by path alone, and the first
-// record that has a path tells the rest; counts are added, ranges put together.
-func Merge(records []Weighted) []Entry {
-	type merged struct {
-		entry Entry
-		score float64
-	}
-	byPath := map[string]*merged{}
-	var all []*merged
-	for _, r := range records {
-		weight := cmp.Or(r.Weight, 1)
-		here := map[string]bool{}
-		for i, e := range r.Entries {
-			m := byPath[e.Path]
-			if m == nil {
-				m = &merged{entry: e}
-				m.entry.Count = 0
-				byPath[e.Path] = m
-				all = append(all, m)
-			} else if m.entry.Ranges != nil {
-				m.entry.Ranges = union(m.entry.Ranges, e.Ranges)
-			}
-			m.entry.Count += e.Count
-			if !here[e.Path] {
-				here[e.Path] = true
-				m.score += weight * float64(len(r.Entries)-i) / float64(len(r.Entries))
-			}
-		}
-	}
-	slices.SortFunc(all, func(a, b *merged) int {
-		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.entry.Path, b.entry.Path))
-	})
-	entries := make([]Entry, len(all))
-	for i, m := range all {
-		entries[i] = m.entry
-	}
-	return entries
-}
-
-// union returns the ranges that cover both; none is the whole file.
-func union(a, b []Range) []Range {
-	if len(b) == 0 {
-		return nil
-	}
-	all := slices.Concat(a, b)
-	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Offset, b.Offset) })
-	out := all[:1]
-	for _, r := range all[1:] {
-		last := &out[len(out)-1]
-		if r.Offset <= last.Offset+last.Size {
-			last.Size = max(last.Size, r.Offset+r.Size-last.Offset)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
 }

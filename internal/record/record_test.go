@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -29,12 +28,12 @@ const document003 = `{"path":"bin/bash","manifestDigest":"sha256:2322be6aa1e61c3
 func TestReadsAndWritesDocument003(t *testing.T) {
 	t.Parallel()
 	r, err := Read(strings.NewReader(document003), Limits{})
-	if err != nil || len(r.Entries) != 2 || r.Lines != 3 {
+	if err != nil || r.Entries.Len() != 2 || r.Lines != 3 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	var out bytes.Buffer
-	if err := Write(&out, r.Entries); err != nil {
-		t.Fatal(err)
+	if n, err := r.Entries.WriteTo(&out); err != nil || n != r.Entries.Size() {
+		t.Fatal(n, err)
 	}
 	lines := strings.SplitAfter(document003, "\n")
 	if diff := cmp.Diff(out.String(), lines[0]+lines[2]); diff != "" {
@@ -58,30 +57,6 @@ func lines(count int) io.Reader {
 	return pr
 }
 
-// TestScanHoldsNoEntries measures what is held when a record has been read.
-func TestScanHoldsNoEntries(t *testing.T) {
-	const count = 200_000
-	used := func() int64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
-	}
-	before, most, n := used(), int64(0), 0
-	rec, err := Scan(lines(count), Limits{}, func(Entry) {
-		if n++; n == count {
-			most = used() - before
-		}
-	})
-	if err != nil || n != count || rec.Lines != 2*count || rec.Entries != nil {
-		t.Fatalf("%d entries, %+v, %v", n, rec, err)
-	}
-	t.Logf("%d bytes per entry", most/count)
-	if most > 64*count {
-		t.Errorf("%d bytes per entry", most/count)
-	}
-}
-
 func TestSameEntries(t *testing.T) {
 	t.Parallel()
 	digests := []string{string(oci.DigestBytes(nil)), string(oci.DigestBytes([]byte("a")))}
@@ -95,7 +70,7 @@ func TestSameEntries(t *testing.T) {
 {"path":"a","manifestDigest":"` + digests[1] + `","layerIndex":1,"count":7}
 {"path":"a1"}
 `
-	if rec, err := Read(strings.NewReader(text), Limits{}); err != nil || len(rec.Entries) != 7 || rec.Lines != 9 {
+	if rec, err := Read(strings.NewReader(text), Limits{}); err != nil || rec.Entries.Len() != 7 || rec.Lines != 9 {
 		t.Errorf("got %+v, %v", rec, err)
 	}
 }
@@ -113,12 +88,13 @@ func TestBrokenSource(t *testing.T) {
 	}
 }
 
-func BenchmarkScan(b *testing.B) {
+func BenchmarkRead(b *testing.B) {
 	for b.Loop() {
-		n := 0
-		if _, err := Scan(lines(100_000), Limits{}, func(Entry) { n++ }); err != nil || n != 100_000 {
-			b.Fatal(n, err)
+		rec, err := Read(lines(100_000), Limits{})
+		if err != nil || rec.Entries.Len() != 100_000 {
+			b.Fatal(rec, err)
 		}
+		rec.Entries.Close()
 	}
 	b.ReportAllocs()
 }
@@ -145,11 +121,43 @@ func TestReadIsStrictAboutFormOnly(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			r, err := Read(strings.NewReader(test.text), Limits{MaxEntries: 2, MaxLineBytes: 100, MaxBytes: 120})
-			if !errors.Is(err, test.want) || err == nil && len(r.Entries) != test.entries {
+			if !errors.Is(err, test.want) || err == nil && r.Entries.Len() != test.entries {
 				t.Errorf("%+v, %v", r, err)
 			}
 		})
 	}
+}
+
+func all(t *testing.T, p Paths) []string {
+	t.Helper()
+	got, err := p.Strings()
+	if err != nil || len(got) != p.Len() {
+		t.Fatalf("%d of %d paths, %v", len(got), p.Len(), err)
+	}
+	return got
+}
+
+// listOf returns the entries as a list, listed what is in one.
+func listOf(t *testing.T, entries ...Entry) *List {
+	t.Helper()
+	l, err := ListOf(entries...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+func entriesOf(t *testing.T, l *List) []Entry {
+	t.Helper()
+	var got []Entry
+	for e, err := range l.All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e)
+	}
+	return got
 }
 
 func names(all ...string) iter.Seq2[Name, error] {
@@ -170,29 +178,32 @@ func TestApplyTakesTheVisibleCopy(t *testing.T) {
 		names("./a", ".wh.gone", "o/.wh..wh..opq", "o/y", "f", "dir/"),
 		names("top"),
 	}
-	var entries []Entry
+	entries := &List{}
 	for _, p := range []string{"top", "a", "gone", "d/x", "o/x", "o/y", "f/below", "dir/kept", "never", "a"} {
-		entries = append(entries, Entry{Path: p})
+		if err := entries.Add(&Entry{Path: p}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	plan, err := Apply(entries, layers)
+	plan, err := Apply(t.Context(), entries, layers)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer plan.Close()
 	var got [][]string
 	for _, l := range plan.Layers {
-		got = append(got, l.Paths)
+		got = append(got, all(t, l.Paths))
 	}
 	if diff := cmp.Diff(got, [][]string{{"d/x", "dir/kept"}, {"a", "o/y"}, {"top"}}); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(plan.Missing, []string{"gone", "o/x", "f/below", "never"}); diff != "" {
+	if diff := cmp.Diff(all(t, plan.Missing), []string{"gone", "o/x", "f/below", "never"}); diff != "" {
 		t.Error(diff)
 	}
 	if plan.Matched != 5 || plan.Share() <= 0 || plan.Share() >= 1 {
 		t.Errorf("matched %d, share %v", plan.Matched, plan.Share())
 	}
 	failing := func(yield func(Name, error) bool) { yield(Name{}, io.ErrClosedPipe) }
-	if _, err := Apply(entries, []iter.Seq2[Name, error]{failing}); !errors.Is(err, io.ErrClosedPipe) {
+	if _, err := Apply(t.Context(), entries, []iter.Seq2[Name, error]{failing}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -207,29 +218,57 @@ func TestApplyFollowsContent(t *testing.T) {
 		listed(Name{Path: ".wh.hidden"}, file("replaced/y", oci.DigestBytes([]byte("z")))),
 		listed(file("top/x", x)),
 	}
-	entries := []Entry{
-		{Path: "bin/x", ContentDigest: x, Size: 1},
-		{Path: "bin/y", ContentDigest: y, Size: 1},
-		{Path: "top/x", ContentDigest: y, Size: 1},
-		{Path: "usr/x"},
-	}
-	plan, err := Apply(entries, layers)
+	entries := listOf(t,
+		Entry{Path: "bin/x", ContentDigest: x, Size: 1, Count: 3},
+		Entry{Path: "bin/y", ContentDigest: y, Size: 1},
+		Entry{Path: "top/x", ContentDigest: y, Size: 1},
+		Entry{Path: "usr/x"},
+	)
+	plan, err := Apply(t.Context(), entries, layers)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Plan{
-		Layers: []LayerPlan{
-			{Paths: []string{"usr/x"}, Bytes: 1, TotalFiles: 3, TotalBytes: 3},
-			{TotalFiles: 1, TotalBytes: 1},
-			{Paths: []string{"top/x"}, Bytes: 1, TotalFiles: 1, TotalBytes: 1},
-		},
-		Matched: 3, Moved: []Move{{"bin/x", "usr/x"}}, Missing: []string{"bin/y"},
+	defer plan.Close()
+	type layerPlan struct {
+		Paths        []string
+		Bytes, Total int64
+		Files        int
 	}
-	if diff := cmp.Diff(plan, want); diff != "" {
+	var got []layerPlan
+	for _, l := range plan.Layers {
+		got = append(got, layerPlan{all(t, l.Paths), l.Bytes, l.TotalBytes, l.TotalFiles})
+	}
+	want := []layerPlan{{[]string{"usr/x"}, 1, 3, 3}, {nil, 0, 1, 1}, {[]string{"top/x"}, 1, 1, 1}}
+	if diff := cmp.Diff(got, want); diff != "" {
 		t.Error(diff)
 	}
-	if sizes := ContentSizes(entries); !sizes(1) || sizes(2) {
-		t.Error("sizes that are not those of the contents")
+	var moved []Move
+	for m, err := range plan.Moved() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved = append(moved, m)
+	}
+	if diff := cmp.Diff(moved, []Move{{"bin/x", "usr/x"}}); diff != "" || plan.Matched != 3 || plan.MovedCount() != 1 {
+		t.Error(plan.Matched, diff)
+	}
+	if diff := cmp.Diff(all(t, plan.Missing), []string{"bin/y"}); diff != "" {
+		t.Error(diff)
+	}
+	rewritten, err := plan.Rewrite(entries, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rewritten.Close()
+	lowest, highest := 0, 2
+	if diff := cmp.Diff(entriesOf(t, rewritten), []Entry{
+		{Path: "usr/x", ManifestDigest: x, LayerIndex: &lowest, ContentDigest: x, Size: 1, Count: 3},
+		{Path: "top/x", ManifestDigest: x, LayerIndex: &highest, ContentDigest: y, Size: 1},
+	}); diff != "" {
+		t.Error(diff)
+	}
+	if sizes, err := ContentSizes(entries); err != nil || !sizes(1) || sizes(2) {
+		t.Error("sizes that are not those of the contents", err)
 	}
 }
 
@@ -245,9 +284,14 @@ func listed(names ...Name) iter.Seq2[Name, error] {
 
 func TestMerge(t *testing.T) {
 	t.Parallel()
-	a := []Entry{{Path: "a", Count: 1, Ranges: []Range{{0, 10}}}, {Path: "b"}, {Path: "c"}}
-	b := []Entry{{Path: "c"}, {Path: "a", Count: 2, Ranges: []Range{{5, 10}, {100, 1}}}}
-	got := Merge([]Weighted{{Entries: a}, {Entries: b, Weight: 3}})
+	a := listOf(t, []Entry{{Path: "a", Count: 1, Ranges: []Range{{0, 10}}}, {Path: "b"}, {Path: "c"}}...)
+	b := listOf(t, Entry{Path: "c"}, Entry{Path: "a", Count: 2, Ranges: []Range{{5, 10}, {100, 1}}})
+	merged, err := Merge(t.Context(), []Weighted{{Entries: a}, {Entries: b, Weight: 3}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer merged.Close()
+	got := entriesOf(t, merged)
 	want := []Entry{{Path: "c"}, {Path: "a", Count: 3, Ranges: []Range{{0, 15}, {100, 1}}}, {Path: "b"}}
 	if diff := cmp.Diff(got, want); diff != "" {
 		t.Error(diff)
@@ -290,18 +334,23 @@ func TestRecordImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer image.Close()
+		packed, err := io.ReadAll(io.NewSectionReader(image, 0, image.Layer.Size))
+		if err != nil {
+			t.Fatal(err)
+		}
 		doc, err := oci.DecodeDocument(image.Manifest, "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		desc, err := LayerOf(doc.Manifest)
-		if err != nil || desc.Digest != oci.DigestBytes(image.Layer) || desc.MediaType != oci.MediaTypeLayerGz {
+		if err != nil || desc.Digest != oci.DigestBytes(packed) || desc.MediaType != oci.MediaTypeLayerGz {
 			t.Errorf("layer %+v, %v", desc, err)
 		}
 		if diff := cmp.Diff(doc.Manifest.Subject, s); diff != "" {
 			t.Error(diff)
 		}
-		z, err := layer.Decompress(bytes.NewReader(image.Layer), layer.Options{})
+		z, err := layer.Decompress(bytes.NewReader(packed), layer.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +358,7 @@ func TestRecordImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(got.Entries, rec.Entries); diff != "" {
+		if diff := cmp.Diff(entriesOf(t, got.Entries), entriesOf(t, rec.Entries)); diff != "" {
 			t.Error(diff)
 		}
 	}
@@ -332,15 +381,17 @@ func FuzzRead(f *testing.F) {
 			return
 		}
 		var out bytes.Buffer
-		if err := Write(&out, r.Entries); err != nil {
+		defer r.Entries.Close()
+		if _, err := r.Entries.WriteTo(&out); err != nil {
 			t.Fatal(err)
 		}
 		again, err := Read(&out, Limits{MaxLineBytes: 1 << 30})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(again.Entries) != len(r.Entries) || again.Skipped != 0 {
-			t.Errorf("%d entries became %d", len(r.Entries), len(again.Entries))
+		defer again.Entries.Close()
+		if again.Entries.Len() != r.Entries.Len() || again.Skipped != 0 {
+			t.Errorf("%d entries became %d", r.Entries.Len(), again.Entries.Len())
 		}
 	})
 }
@@ -383,8 +434,12 @@ func FuzzReadTar(f *testing.F) {
 	f.Add(text.Bytes())
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		rec, err := ReadTar(bytes.NewReader(raw), Limits{MaxEntries: 100})
-		if err == nil && len(rec.Entries) > 100 {
-			t.Errorf("%d entries", len(rec.Entries))
+		if err != nil {
+			return
+		}
+		defer rec.Entries.Close()
+		if rec.Entries.Len() > 100 {
+			t.Errorf("%d entries", rec.Entries.Len())
 		}
 	})
 }

@@ -9,32 +9,28 @@ import (
 
 // Expand makes entries of a list of paths and globs, in its order: the files of an
 // image that a container would see, and the lines that match none.
-func Expand(ctx context.Context, image *inspect.Image, list []string, o inspect.NamesOptions) (entries []record.Entry, missed []string, err error) {
+func Expand(ctx context.Context, image *inspect.Image, list []string, o inspect.NamesOptions) (entries *record.List, missed []string, err error) {
 	held, files, err := inspect.Hold(ctx, image.Names(ctx, o), 1)
 	if err != nil {
 		return nil, nil, err
 	}
 	matched, missed := record.Expand(list, files)
-	all := make([]record.Entry, len(matched))
-	for i, name := range matched {
-		all[i].Path = name
+	all := &record.List{}
+	defer all.Close()
+	for _, name := range matched {
+		if err := all.Add(&record.Entry{Path: name}); err != nil {
+			return nil, nil, err
+		}
 	}
-	plan, err := record.Apply(all, held)
+	plan, err := record.Apply(ctx, all, held)
 	if err != nil {
 		return nil, nil, err
 	}
-	missed = append(missed, plan.Missing...) // a layer above hides them
-	layerOf := map[string]int{}
-	for n, l := range plan.Layers {
-		for _, name := range l.Paths {
-			layerOf[name] = n
-		}
+	defer plan.Close()
+	hidden, err := plan.Missing.Strings() // by a layer above
+	if err != nil {
+		return nil, nil, err
 	}
-	for _, e := range all {
-		if n, visible := layerOf[e.Path]; visible {
-			e.ManifestDigest, e.LayerIndex = image.Descriptor.Digest, &n
-			entries = append(entries, e)
-		}
-	}
-	return entries, missed, nil
+	entries, err = plan.Rewrite(all, image.Descriptor.Digest)
+	return entries, append(missed, hidden...), err
 }

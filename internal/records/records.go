@@ -14,6 +14,7 @@ import (
 	"path"
 	"strings"
 
+	"dray/internal/estargz"
 	"dray/internal/inspect"
 	"dray/internal/layer"
 	"dray/internal/oci"
@@ -53,7 +54,7 @@ type Options struct {
 	Layer    layer.Limits
 }
 
-// Result is what [Read] found.
+// Result is what [Read] found. Who has it closes its entries.
 type Result struct {
 	record.Record
 
@@ -127,6 +128,9 @@ func readLayer(ctx context.Context, r *repo.Repository, d oci.Descriptor, o Opti
 	rec, err := record.ReadTar(plain, o.Limits)
 	// What was exchanged on the way is that, and no malformed record.
 	if _, drained := stream.Drain(stream.NewSlicer(blob, drainBytes)); errors.Is(drained, stream.ErrMismatch) {
+		if rec != nil {
+			rec.Entries.Close()
+		}
 		return nil, drained
 	}
 	if errors.Is(err, record.ErrNoFile) {
@@ -147,6 +151,13 @@ func Attached(ctx context.Context, image *inspect.Image, o Options) (*Result, er
 	}
 	result := &Result{From: Referrer, Image: image}
 	var parts []record.Weighted
+	defer func() {
+		for _, p := range parts {
+			if p.Entries != result.Entries {
+				p.Entries.Close()
+			}
+		}
+	}()
 	for n, d := range found {
 		if n == maxAttached {
 			result.Unreadable = append(result.Unreadable, fmt.Sprintf("%d more records", len(found)-n))
@@ -167,13 +178,16 @@ func Attached(ctx context.Context, image *inspect.Image, o Options) (*Result, er
 	}
 	switch {
 	case result.Count > 1:
-		result.Entries = record.Merge(parts)
+		result.Entries, err = record.Merge(ctx, parts)
 	case result.Count == 1:
 		result.Entries = parts[0].Entries
 	case len(found) > 0:
 		return nil, fmt.Errorf("read records attached to %s: none can be read: %s: %w", image.Descriptor.Digest, result.Unreadable[0], record.ErrFormat)
 	default:
 		return nil, fmt.Errorf("read records attached to %s: %w", image.Descriptor.Digest, ErrNone)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return result, nil
 }
@@ -202,44 +216,65 @@ func attached(ctx context.Context, image *inspect.Image, d oci.Descriptor, o Opt
 // fromLayers returns the order that seekable layers have their files in, the
 // lowest first, with the digests of what the files hold.
 func fromLayers(ctx context.Context, image *inspect.Image, o Options) (*Result, error) {
-	result := &Result{From: Layers, Image: image}
-	for n, d := range image.Manifest.Layers {
-		toc, err := image.Trusted(ctx, d, o.Layer)
+	result := &Result{Record: record.Record{Entries: &record.List{}}, From: Layers, Image: image, Count: 1}
+	err := result.addLayers(ctx, o)
+	result.Lines = result.Entries.Len()
+	switch {
+	case err != nil:
+	case result.Lines == 0 && len(result.Unreadable) > 0:
+		err = fmt.Errorf("read order of files in %s: %s: %w", image.Descriptor.Digest, result.Unreadable[0], ErrNone)
+	case result.Lines == 0:
+		err = fmt.Errorf("read order of files in %s: no layer puts any first: %w", image.Descriptor.Digest, ErrNone)
+	}
+	if err != nil {
+		result.Entries.Close()
+		return nil, err
+	}
+	return result, nil
+}
+
+func (r *Result) addLayers(ctx context.Context, o Options) error {
+	for n, d := range r.Image.Manifest.Layers {
+		toc, err := r.Image.Trusted(ctx, d, o.Layer)
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		if err != nil {
-			result.Unreadable = append(result.Unreadable, fmt.Sprintf("layer %s: %v", d.Digest, err))
+			r.Unreadable = append(r.Unreadable, fmt.Sprintf("layer %s: %v", d.Digest, err))
 		}
 		if toc == nil {
 			continue
 		}
-		for _, name := range toc.Prioritized() {
-			e, ok := toc.Lookup(name)
-			if !ok || e.Type == layer.Dir || strings.HasPrefix(path.Base(name), ".wh.") {
-				continue
-			}
-			entry := record.Entry{Path: name, ManifestDigest: image.Descriptor.Digest, LayerIndex: &n}
-			if e.Type == layer.Reg && e.Size > 0 && e.Digest != "" {
-				entry.ContentDigest, entry.Size = e.Digest, e.Size
-			}
-			result.Entries = append(result.Entries, entry)
-		}
+		err = r.addLayer(n, toc)
 		_ = toc.Close() // never fails
+		if err != nil {
+			return err
+		}
 	}
-	if len(result.Entries) == 0 && len(result.Unreadable) > 0 {
-		return nil, fmt.Errorf("read order of files in %s: %s: %w", image.Descriptor.Digest, result.Unreadable[0], ErrNone)
+	return nil
+}
+
+// addLayer adds what comes first in a layer.
+func (r *Result) addLayer(n int, toc *estargz.Reader) error {
+	for _, name := range toc.Prioritized() {
+		e, ok := toc.Lookup(name)
+		if !ok || e.Type == layer.Dir || strings.HasPrefix(path.Base(name), ".wh.") {
+			continue
+		}
+		entry := record.Entry{Path: name, ManifestDigest: r.Image.Descriptor.Digest, LayerIndex: &n}
+		if e.Type == layer.Reg && e.Size > 0 && e.Digest != "" {
+			entry.ContentDigest, entry.Size = e.Digest, e.Size
+		}
+		if err := r.Entries.Add(&entry); err != nil {
+			return err
+		}
 	}
-	if len(result.Entries) == 0 {
-		return nil, fmt.Errorf("read order of files in %s: no layer puts any first: %w", image.Descriptor.Digest, ErrNone)
-	}
-	result.Count, result.Lines = 1, len(result.Entries)
-	return result, nil
+	return nil
 }
 
 // Push writes a record image and gives it the name of the repository's reference.
 // The caller commits.
-func Push(ctx context.Context, r *repo.Repository, entries []record.Entry, p oci.Platform) (oci.Descriptor, error) {
+func Push(ctx context.Context, r *repo.Repository, entries *record.List, p oci.Platform) (oci.Descriptor, error) {
 	d, err := put(ctx, r, entries, p, nil)
 	if err != nil {
 		return oci.Descriptor{}, fmt.Errorf("push record to %s: %w", r.Reference(), err)
@@ -248,7 +283,7 @@ func Push(ctx context.Context, r *repo.Repository, entries []record.Entry, p oci
 }
 
 // Attach writes a record that is a referrer of an image of the same repository.
-func Attach(ctx context.Context, r *repo.Repository, entries []record.Entry, p oci.Platform, image oci.Descriptor) (oci.Descriptor, error) {
+func Attach(ctx context.Context, r *repo.Repository, entries *record.List, p oci.Platform, image oci.Descriptor) (oci.Descriptor, error) {
 	subject := oci.Descriptor{MediaType: image.MediaType, Digest: image.Digest, Size: image.Size}
 	d, err := put(ctx, r, entries, p, &subject)
 	if err != nil {
@@ -257,12 +292,13 @@ func Attach(ctx context.Context, r *repo.Repository, entries []record.Entry, p o
 	return d, nil
 }
 
-func put(ctx context.Context, r *repo.Repository, entries []record.Entry, p oci.Platform, subject *oci.Descriptor) (oci.Descriptor, error) {
+func put(ctx context.Context, r *repo.Repository, entries *record.List, p oci.Platform, subject *oci.Descriptor) (oci.Descriptor, error) {
 	image, err := record.NewImage(entries, p, subject)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
-	if _, err := r.PutBlob(ctx, oci.MediaTypeLayerGz, image.Layer); err != nil {
+	defer image.Close()
+	if err := r.PutFrom(ctx, image.Layer, image); err != nil {
 		return oci.Descriptor{}, err
 	}
 	if _, err := r.PutBlob(ctx, oci.MediaTypeConfig, image.Config); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"iter"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -126,18 +127,26 @@ func encode(t *testing.T, v any) []byte {
 	return raw
 }
 
-func entries(paths ...string) []record.Entry {
-	all := make([]record.Entry, len(paths))
-	for i, p := range paths {
-		all[i].Path = p
+func entries(t *testing.T, paths ...string) *record.List {
+	t.Helper()
+	all := &record.List{}
+	t.Cleanup(all.Close)
+	for _, p := range paths {
+		if err := all.Add(&record.Entry{Path: p}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return all
 }
 
-func pathsOf(entries []record.Entry) []string {
+func pathsOf(t *testing.T, entries *record.List) []string {
+	t.Helper()
 	var all []string
-	for i := range entries {
-		all = append(all, entries[i].Path)
+	for e, err := range entries.All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, e.Path)
 	}
 	return all
 }
@@ -155,16 +164,18 @@ func TestEveryPlace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(pathsOf(got.Entries), []string{"bin/sh", "bin/ash", "etc/empty"}); diff != "" || got.From != Layers {
+			if diff := cmp.Diff(pathsOf(t, got.Entries), []string{"bin/sh", "bin/ash", "etc/empty"}); diff != "" || got.From != Layers {
 				t.Errorf("from %s: %s", got.From, diff)
 			}
-			if e := got.Entries[0]; e.ContentDigest != oci.DigestBytes([]byte("#!")) || e.Size != 2 || e.ManifestDigest != image.Digest || *e.LayerIndex != 0 {
+			next, stop := iter.Pull2(got.Entries.All())
+			defer stop()
+			if e, err, _ := next(); err != nil || e.ContentDigest != oci.DigestBytes([]byte("#!")) || e.Size != 2 || e.ManifestDigest != image.Digest || *e.LayerIndex != 0 {
 				t.Errorf("entry %+v", e)
 			}
 
 			// Attached, twice; the same record again changes nothing.
 			writer := open(t, base, true)
-			for _, e := range [][]record.Entry{entries("bin/sh", "bin/late"), entries("bin/late"), entries("bin/late")} {
+			for _, e := range []*record.List{entries(t, "bin/sh", "bin/late"), entries(t, "bin/late"), entries(t, "bin/late")} {
 				if _, err := Attach(ctx, writer, e, p, image); err != nil {
 					t.Fatal(err)
 				}
@@ -173,19 +184,19 @@ func TestEveryPlace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(pathsOf(got.Entries), []string{"bin/late", "bin/sh"}); diff != "" || got.From != Referrer || got.Count != 2 {
+			if diff := cmp.Diff(pathsOf(t, got.Entries), []string{"bin/late", "bin/sh"}); diff != "" || got.From != Referrer || got.Count != 2 {
 				t.Errorf("%d from %s: %s", got.Count, got.From, diff)
 			}
 
 			// As an image.
-			if _, err := Push(ctx, open(t, base+":record", true), entries("bin/sh"), p); err != nil {
+			if _, err := Push(ctx, open(t, base+":record", true), entries(t, "bin/sh"), p); err != nil {
 				t.Fatal(err)
 			}
 			got, err = Read(ctx, open(t, base+":record", false), Options{Platform: p})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(pathsOf(got.Entries), []string{"bin/sh"}); diff != "" || got.From != Records {
+			if diff := cmp.Diff(pathsOf(t, got.Entries), []string{"bin/sh"}); diff != "" || got.From != Records {
 				t.Errorf("from %s: %s", got.From, diff)
 			}
 			for from, reference := range map[Source]string{Records: base + ":image", Referrer: base + ":record", Layers: base + ":record"} {
@@ -207,7 +218,7 @@ func TestOrderOfLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(pathsOf(got.Entries), []string{"bin/sh", "bin/ash", "etc/empty"}); diff != "" || got.Unreadable != nil {
+	if diff := cmp.Diff(pathsOf(t, got.Entries), []string{"bin/sh", "bin/ash", "etc/empty"}); diff != "" || got.Unreadable != nil {
 		t.Errorf("%q: %s", got.Unreadable, diff)
 	}
 	pushLayer(t, base+":lying", estargz.Options{}, func(d *oci.Descriptor) { d.Annotations[estargz.AnnotationTOCDigest] = string(oci.DigestBytes(nil)) })
@@ -243,7 +254,7 @@ func TestAttachedRecordsAreAdvice(t *testing.T) {
 	if _, err := Read(ctx, open(t, base+":image", false), o); !errors.Is(err, record.ErrFormat) {
 		t.Errorf("only unreadable records: got %v", err)
 	}
-	if _, err := Attach(ctx, writer, entries("bin/sh"), p, image); err != nil {
+	if _, err := Attach(ctx, writer, entries(t, "bin/sh"), p, image); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Read(ctx, open(t, base+":image", false), o)
@@ -261,7 +272,7 @@ func TestAttachedRecordsAreAdvice(t *testing.T) {
 func TestPushWithoutRights(t *testing.T) {
 	t.Parallel()
 	server := testkit.Registry(t, t.TempDir(), testkit.Status("/manifests/", http.StatusForbidden))
-	_, err := Push(t.Context(), open(t, server.Ref("team/app")+":record", true), entries("a"), oci.HostPlatform())
+	_, err := Push(t.Context(), open(t, server.Ref("team/app")+":record", true), entries(t, "a"), oci.HostPlatform())
 	if !errors.Is(err, registry.ErrUnauthorized) || !strings.Contains(err.Error(), "team/app") {
 		t.Errorf("got %v", err)
 	}

@@ -222,15 +222,20 @@ func (r *Repository) MountBlob(ctx context.Context, d oci.Descriptor, repository
 // PutBlob stores a small blob and returns its digest and size.
 func (r *Repository) PutBlob(ctx context.Context, mediaType string, raw []byte) (oci.Descriptor, error) {
 	d := oci.Descriptor{MediaType: mediaType, Digest: oci.DigestBytes(raw), Size: int64(len(raw))}
+	return d, r.PutFrom(ctx, d, bytes.NewReader(raw))
+}
+
+// PutFrom stores a blob that can be read again.
+func (r *Repository) PutFrom(ctx context.Context, d oci.Descriptor, blob io.ReaderAt) error {
 	if err := r.writable(); err != nil {
-		return oci.Descriptor{}, err
+		return err
 	}
 	if r.remote == nil {
-		_, err := r.layout.PutBlob(ctx, d, bytes.NewReader(raw))
-		return d, err
+		_, err := r.layout.PutBlob(ctx, d, io.NewSectionReader(blob, 0, d.Size))
+		return err
 	}
-	return d, r.remote.PushBlob(ctx, d, func(offset int64) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(raw[offset:])), nil
+	return r.remote.PushBlob(ctx, d, func(offset int64) (io.ReadCloser, error) {
+		return io.NopCloser(io.NewSectionReader(blob, offset, d.Size-offset)), nil
 	})
 }
 
