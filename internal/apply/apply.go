@@ -59,6 +59,9 @@ type Options struct {
 	// "" stands for, or [SHA256].
 	ContentHash string
 
+	// Cache is what files may fill of the page cache; nil: as much as they like.
+	Cache *PageCache
+
 	// Log receives one warning if the result is not exact; nil discards it.
 	Log *slog.Logger
 }

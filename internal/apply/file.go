@@ -47,7 +47,7 @@ func (a *applier) fill(ctx context.Context, d *openedDir, fd int, e *layer.Entry
 	if e.Sparse != nil {
 		err = a.writeSparse(ctx, fd, e)
 	} else {
-		err = a.write(ctx, fd)
+		err = a.write(ctx, fd, e.Size)
 	}
 	if err != nil {
 		return err
@@ -105,11 +105,12 @@ func (a *applier) ignoreOwner(e *layer.Entry, err error) error {
 	return fmt.Errorf("change owner to %d:%d: %w", e.UID, e.GID, err)
 }
 
-func (a *applier) write(ctx context.Context, fd int) error {
+func (a *applier) write(ctx context.Context, fd int, size int64) error {
+	out := NewBulk(fd, size, a.o.Cache)
 	for {
 		part, err := a.tar.Body()
 		if err == io.EOF { //nolint:errorlint // the body's own mark of its end
-			return nil
+			return out.Close()
 		}
 		if err != nil {
 			return err
@@ -118,8 +119,8 @@ func (a *applier) write(ctx context.Context, fd int) error {
 			return context.Cause(ctx)
 		}
 		a.journal.content(part)
-		if err := writeAll(fd, part); err != nil {
-			return fmt.Errorf("write: %w", err)
+		if _, err := out.Write(part); err != nil {
+			return err
 		}
 	}
 }

@@ -222,6 +222,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 	positions := map[oci.DiffID][]int{}
 	var wanted []job
 	var wantedBytes int64
+	cache := apply.NewPageCache()
 	reports := &reporter{output: r.Progress}
 	for i, id := range found.image.RootFS.DiffIDs {
 		positions[id] = append(positions[id], i)
@@ -239,7 +240,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, offline: r.Offline}
+		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, cache: cache, offline: r.Offline}
 		switch offered, refused := e.offered(j); {
 		case offered: // what it takes here is known when it is looked at
 		case r.Offline:

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dray/internal/apply"
 	"dray/internal/oci"
 	"dray/internal/store"
 )
@@ -17,6 +18,7 @@ type job struct {
 	blob   oci.Descriptor
 	layout string
 	source *sharedSource
+	cache  *apply.PageCache // of the pull that wanted it first
 
 	rewrite bool // the store has it in another layout
 	offline bool // only seeds may be asked

@@ -149,9 +149,11 @@ func (e *Engine) begin(ctx context.Context, f *flight) (*store.Txn, *store.Layer
 // of the flight or, if that cannot express it, unpacked.
 func (e *Engine) keep(ctx context.Context, txn *store.Txn, f *flight, plain stream.Blocks) (store.LayerRecord, error) {
 	if f.layout != store.LayoutEROFS {
-		return Unpack(ctx, txn.Path(), plain, e.options.Tar, e.options.Apply)
+		o := e.options.Apply
+		o.Cache = f.cache
+		return Unpack(ctx, txn.Path(), plain, e.options.Tar, o)
 	}
-	record, err := Index(ctx, txn.Path(), f.diffID, plain, e.options.Tar)
+	record, err := Index(ctx, txn.Path(), f.diffID, plain, e.options.Tar, f.cache)
 	if !errors.Is(err, erofs.ErrInexpressible) {
 		return record, err
 	}
@@ -201,8 +203,8 @@ func Unpack(ctx context.Context, dir string, plain stream.Blocks, limits layer.L
 // Index stores a layer below dir as it comes, with an index, and reads plain to
 // its end. Where the file system has fs-verity it holds both to what they are now. After
 // an [erofs.ErrInexpressible] the whole tar is in dir, and no index.
-func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
-	if record, err = storeTar(ctx, dir, id, plain, limits); err != nil {
+func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits, cache *apply.PageCache) (record store.LayerRecord, err error) {
+	if record, err = storeTar(ctx, dir, id, plain, limits, cache); err != nil {
 		return record, err
 	}
 	for name, measured := range map[string]*string{store.TarName: &record.TarVerity, store.IndexName: &record.IndexVerity} {
@@ -215,13 +217,17 @@ func Index(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, 
 }
 
 // storeTar is Index but for what the file system measures.
-func storeTar(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits) (record store.LayerRecord, err error) {
+func storeTar(ctx context.Context, dir string, id oci.DiffID, plain stream.Blocks, limits layer.Limits, cache *apply.PageCache) (record store.LayerRecord, err error) {
 	tar, err := os.OpenFile(filepath.Join(dir, store.TarName), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
 	if err != nil {
 		return record, fmt.Errorf("store tar: %w", err)
 	}
-	record, err = index(ctx, dir, id, plain, tar, limits, 0)
-	return record, errors.Join(err, tar.Close())
+	if _, err := erofs.Measure(int(tar.Fd())); errors.Is(err, unix.ENODATA) {
+		cache = nil // to seal a file is to read it
+	}
+	out := apply.NewBulk(int(tar.Fd()), 0, cache)
+	record, err = index(ctx, dir, id, plain, out, limits, 0)
+	return record, errors.Join(err, out.Close(), tar.Close())
 }
 
 // index makes the index of a tar below dir, reads plain to its end, and writes it to

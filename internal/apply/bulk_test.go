@@ -1,0 +1,122 @@
+package apply_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"dray/internal/apply"
+)
+
+// Whatever the sizes, of the file, of the writes and of what may stay in memory, the file
+// is what was written, no longer, and with no blocks that it does not need.
+func TestBulkWritesWhatItIsGiven(t *testing.T) {
+	const step = 8 << 20
+	random := rand.New(rand.NewPCG(1, 2))
+	content := make([]byte, 12*step+12345)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
+	for _, size := range []int{0, 1, step - 1, step, step + 1, 3 * step, len(content)} {
+		for _, known := range []bool{false, true} {
+			for _, cache := range []*apply.PageCache{nil, apply.PageCacheOf(0), apply.PageCacheOf(2 * step)} {
+				if size == len(content) && known == (cache == nil) {
+					continue // the large one is slow
+				}
+				t.Run(fmt.Sprintf("%d bytes, known %v, limited %v", size, known, cache != nil), func(t *testing.T) {
+					path := filepath.Join(t.TempDir(), "file")
+					f, err := os.Create(path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer func() { _ = f.Close() }()
+					hint := int64(0)
+					if known {
+						hint = int64(size)
+					}
+					w := apply.NewBulk(int(f.Fd()), hint, cache)
+					for left := content[:size]; len(left) > 0; {
+						n := min(len(left), 1+random.IntN(3*step/2))
+						if _, err := w.Write(left[:n]); err != nil {
+							t.Fatal(err)
+						}
+						left = left[n:]
+					}
+					if err := w.Close(); err != nil {
+						t.Fatal(err)
+					}
+					got, err := os.ReadFile(path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !bytes.Equal(got, content[:size]) {
+						t.Fatalf("%d bytes of %d, or others", len(got), size)
+					}
+					var st unix.Stat_t
+					if err := unix.Stat(path, &st); err != nil {
+						t.Fatal(err)
+					}
+					if most := int64(size) + 1<<16; st.Blocks*512 > most {
+						t.Errorf("takes %d bytes for %d", st.Blocks*512, size)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What the page cache has no room for leaves it while the file is written.
+func TestBulkLeavesThePageCache(t *testing.T) {
+	const step, steps, room = 8 << 20, 24, 4
+	f, err := os.CreateTemp("/var/tmp", "dray-bulk-") // what is in a tmpfs has no other place
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(f.Close(), os.Remove(f.Name())) }()
+	w := apply.NewBulk(int(f.Fd()), 0, apply.PageCacheOf(room*step))
+	block := bytes.Repeat([]byte("layer"), step/5)
+	for written := 0; written < steps*step; written += len(block) {
+		if _, err := w.Write(block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	end := int64(steps*step) / step * step
+	mapped, err := unix.Mmap(int(f.Fd()), 0, int(end), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(mapped) }()
+	page := os.Getpagesize()
+	resident := make([]byte, (len(mapped)+page-1)/page)
+	if err := mincore(mapped, resident); err != nil {
+		t.Fatal(err)
+	}
+	in := func(from, to int) (n int) {
+		for _, r := range resident[from*step/page : to*step/page] {
+			n += int(r & 1)
+		}
+		return n * page
+	}
+	if got := in(0, room); got != room*step {
+		t.Errorf("of the %d bytes that there was room for %d are in memory", room*step, got)
+	}
+	if got := in(room, room+8); got > step { // a page that is used just then may stay
+		t.Errorf("%d of %d bytes are still in memory", got, 8*step)
+	}
+}
+
+func mincore(mapped, resident []byte) error {
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])), uintptr(len(mapped)), uintptr(unsafe.Pointer(&resident[0])))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
