@@ -14,6 +14,8 @@ import (
 	"dray/internal/erofs"
 	"dray/internal/layer"
 	"dray/internal/store"
+
+	"golang.org/x/sys/unix"
 )
 
 // Writer writes a seed as an archive. Layers are written as they come, so that they
@@ -54,7 +56,7 @@ func NewWriter(to *os.File, c *Content) (*Writer, error) {
 // the buffer of the other.
 const (
 	smallBytes = 64 << 10
-	copyBytes  = 256 << 10
+	copyBytes  = 1 << 20
 )
 
 // Close frees what the writer holds. It does not close the file.
@@ -206,20 +208,59 @@ func (w *Writer) file(e entry) error {
 }
 
 // part copies a part of a file, through this program: copy_file_range(2) goes page by
-// page where no blocks can be shared, as here, where offsets are those of a tar, and
-// takes a third more time.
+// page where no blocks can be shared, as here, where offsets are those of a tar. Room is
+// made for it first and each write ends where a buffer's worth of the file does, so that
+// the kernel has few, large pages to account for: half the time of the same without.
 func (w *Writer) part(from io.ReaderAt, offset, size int64) error {
-	if size > smallBytes {
-		if err := w.out.Flush(); err != nil {
+	if size <= smallBytes {
+		n, err := io.CopyBuffer(struct{ io.Writer }{w.out}, io.NewSectionReader(from, offset, size), w.buf)
+		w.at += n
+		return whole(n, size, err)
+	}
+	if err := w.out.Flush(); err != nil {
+		return err
+	}
+	if err := makeRoom(w.to, w.at, size); err != nil {
+		return err
+	}
+	for size > 0 {
+		buf := w.buf[:min(copyBytes-w.at%copyBytes, size)]
+		n, err := from.ReadAt(buf, offset)
+		if err := whole(int64(n), int64(len(buf)), err); err != nil {
 			return err
 		}
+		if _, err := w.to.Write(buf); err != nil {
+			return err
+		}
+		offset, size, w.at = offset+int64(n), size-int64(n), w.at+int64(n)
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{w.out}, struct{ io.Reader }{io.NewSectionReader(from, offset, size)}, w.buf)
-	w.at += n
-	if err == nil && n != size {
-		err = io.ErrUnexpectedEOF
+	return nil
+}
+
+// whole is the error of having read n bytes where there should be size.
+func whole(n, size int64, err error) error {
+	if n == size {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// makeRoom takes blocks for what will be written, where the file system does that. That
+// there are none is known before anything is copied then.
+func makeRoom(f *os.File, offset, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, offset, size)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return &os.PathError{Op: "make room in", Path: f.Name(), Err: err}
+		}
+		return nil
+	}
 }
 
 func (w *Writer) bytes(b []byte) error {
