@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -80,5 +81,27 @@ func TestListInFile(t *testing.T) {
 	}
 	if err := l.Add(&Entry{Path: "a\x00b"}); !errors.Is(err, ErrFormat) {
 		t.Errorf("zero byte: got %v", err)
+	}
+}
+
+// A list that has gone into its file and was read takes more entries.
+func TestListGrowsAfterItWasRead(t *testing.T) {
+	l := &List{}
+	defer l.Close()
+	long := strings.Repeat("a", 1<<20)
+	for i := range 6 {
+		if err := l.Add(&Entry{Path: fmt.Sprintf("%s/%d", long, i)}); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for e, err := range l.All() {
+			if want := fmt.Sprintf("%s/%d", long, n); err != nil || e.Path != want {
+				t.Fatalf("entry %d of %d: %v, or another path", n, i+1, err)
+			}
+			n++
+		}
+		if n != i+1 {
+			t.Fatalf("%d entries, want %d", n, i+1)
+		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 const memoryBytes = 4 << 20
 
 // spool keeps bytes in memory, and from a size on in a file without a name.
-// It is written, flushed, and read.
+// What is to be read is flushed first.
 type spool struct {
 	memory bytes.Buffer
 	file   *os.File
@@ -20,7 +20,7 @@ type spool struct {
 	size   int64
 }
 
-// Write takes p, to be read when all has been written.
+// Write takes p, to be read after the next flush.
 func (s *spool) Write(p []byte) (int, error) {
 	if s.file == nil && s.memory.Len()+len(p) > memoryBytes {
 		file, err := unnamed()
@@ -44,7 +44,7 @@ func (s *spool) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// flush ends the writing.
+// flush makes what was written readable.
 func (s *spool) flush() error {
 	if s.out == nil {
 		return nil
@@ -52,7 +52,6 @@ func (s *spool) flush() error {
 	if err := s.out.Flush(); err != nil {
 		return fmt.Errorf("write temporary file: %w", err)
 	}
-	s.out = nil
 	return nil
 }
 
