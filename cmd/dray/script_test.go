@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,7 +24,18 @@ import (
 // TestMain makes this test binary the program itself when it is called dray or by
 // the name that users of containerd's tool know.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"dray": main, "ctr-remote": main})
+	testscript.Main(m, map[string]func(){"dray": main, "ctr-remote": main, "dray-interrupted-late": interruptedLate})
+}
+
+// interruptedLate is a dray that gets SIGINT when its work is done and it is about
+// to end.
+func interruptedLate() {
+	code := run()
+	if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+		panic(err)
+	}
+	time.Sleep(100 * time.Millisecond) // the signal is delivered at any moment of it, and would end the program
+	os.Exit(code)
 }
 
 // TestScripts runs test/script: what a user sees, through the real program.

@@ -127,8 +127,9 @@ func collectAt(percent int) {
 // Main runs the command with the process's arguments and returns the exit code.
 func (a *App) Main(root *cobra.Command) int {
 	collectAt(gcPercent)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	// The signals stay caught until the process ends: one that comes when the work is
+	// done must not turn its result into a death by signal.
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
