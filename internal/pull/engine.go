@@ -79,7 +79,10 @@ type Engine struct {
 	queue   []*flight // those without a slot, in order
 	busy    int       // slots taken
 	lent    int       // cores of free slots that help to inflate other layers
-	closed  bool
+
+	mountable map[places]bool // where layers of seeds were mounted, to see whether they can be
+
+	closed bool
 }
 
 // ErrClosed reports a pull on an engine that was closed.
@@ -107,6 +110,8 @@ func New(o Options) (*Engine, error) {
 		log:     o.Log,
 		zstd:    layer.NewZstdTurns(max(1, o.ZstdLayers)),
 		flights: map[oci.DiffID]*flight{},
+
+		mountable: map[places]bool{},
 	}
 	if helpers := min(o.Workers-layerCores, runtime.GOMAXPROCS(0)-1); helpers > 0 {
 		e.options.Decompress.Cores, e.options.Decompress.MaxHelpers = lentCores{e}, helpers

@@ -346,7 +346,7 @@ func (e *Engine) takeInPlace(ctx context.Context, f *flight, txn *store.Txn, l *
 		return record, "", err
 	}
 	path := filepath.Join(txn.Path(), store.IndexName)
-	if err := tryMount(path, place.File); err != nil {
+	if err := e.tryThere(path, place); err != nil {
 		e.log.LogAttrs(ctx, slog.LevelInfo, "layer of a seed is copied: it cannot be mounted where it lies", slog.String("diff_id", string(f.diffID)), slog.Any("error", err))
 		return record, "", os.Remove(path)
 	}
@@ -356,6 +356,33 @@ func (e *Engine) takeInPlace(ctx context.Context, f *flight, txn *store.Txn, l *
 	}
 	record.Layout, record.Seed, record.SizeBytes = store.LayoutSeed, &place.Ref, tar.Size
 	return record, place.Hold.String(), err
+}
+
+// places is where an index and its tar are: two file systems.
+type places struct{ index, tar uint64 }
+
+// tryThere is [tryMount] with an index of ours. What the kernel has mounted once it mounts
+// for all layers that lie in the same places, and a mount that goes away makes its process
+// wait for all others. That it does not may pass.
+func (e *Engine) tryThere(index string, place *seed.Place) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(index, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: index, Err: err}
+	}
+	there := places{index: st.Dev, tar: place.Ref.File.Dev}
+	e.mu.Lock()
+	tried := e.mountable[there]
+	e.mu.Unlock()
+	if tried {
+		return nil
+	}
+	if err := tryMount(index, place.File); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mountable[there] = true
+	return nil
 }
 
 // tryMount finds out whether the kernel mounts an index with the tar where it lies.
