@@ -1,9 +1,12 @@
 package apply
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -161,6 +164,46 @@ func PageCacheOf(bytes int64) *PageCache {
 	c := &PageCache{}
 	c.left.Store(bytes)
 	return c
+}
+
+// Room returns how many bytes may still stay.
+func (c *PageCache) Room() int64 {
+	if c == nil {
+		return math.MaxInt64
+	}
+	return max(0, c.left.Load())
+}
+
+// Share deals out the room to files by the sizes that they are expected to have. It
+// belongs to the smallest, together, as far as they fit; the first that does not fit has
+// what they leave, and the larger ones have none: whichever is written first, the large
+// ones do not push out the small.
+func (c *PageCache) Share(sizes []int64) []*PageCache {
+	shares := make([]*PageCache, len(sizes))
+	if c == nil {
+		return shares
+	}
+	order := make([]int, len(sizes))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(sizes[i], sizes[j]) })
+	fits := true
+	left := c.Room()
+	for _, i := range order {
+		switch {
+		case fits && sizes[i] <= left:
+			shares[i] = c
+			left -= max(0, sizes[i])
+		case fits:
+			fits = false
+			shares[i] = PageCacheOf(left)
+			c.left.Add(-left)
+		default:
+			shares[i] = PageCacheOf(0)
+		}
+	}
+	return shares
 }
 
 // take tells whether n more bytes may stay.

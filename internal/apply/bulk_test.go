@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -110,6 +111,36 @@ func TestBulkLeavesThePageCache(t *testing.T) {
 	}
 	if got := in(room, room+8); got > step { // a page that is used just then may stay
 		t.Errorf("%d of %d bytes are still in memory", got, 8*step)
+	}
+}
+
+// Small files stay together, whatever comes first; what they leave is for the next.
+func TestPageCacheShare(t *testing.T) {
+	for _, test := range []struct {
+		room  int64
+		sizes []int64
+		want  []int64 // room of each share; those of the small ones are one
+	}{
+		{100, nil, nil},
+		{100, []int64{60, 10, 30}, []int64{100, 100, 100}},
+		{100, []int64{90, 10, 30}, []int64{60, 40, 40}},
+		{100, []int64{500, 90, 10, 30, 90}, []int64{0, 60, 40, 40, 0}},
+		{100, []int64{500}, []int64{100}},
+		{0, []int64{5, 0}, []int64{0, 0}},
+	} {
+		shares := apply.PageCacheOf(test.room).Share(test.sizes)
+		var got []int64
+		for _, s := range shares {
+			got = append(got, s.Room())
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%v in %d: %v, want %v", test.sizes, test.room, got, test.want)
+		}
+	}
+	for _, s := range (*apply.PageCache)(nil).Share([]int64{1, 1 << 50}) {
+		if s != nil {
+			t.Error("where there was no limit there is one")
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package pull
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -221,13 +222,27 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 	return image, evidence, nil
 }
 
+// usualRatio is how much larger layers are than their blobs, where nobody says it.
+const usualRatio = 3
+
+// shareCache gives each job its part of the page cache. The largest layer is pulled
+// first, but what every program needs, a shell and the C library, is in small ones.
+func shareCache(jobs []job) {
+	sizes := make([]int64, len(jobs))
+	for i, j := range jobs {
+		sizes[i] = cmp.Or(uncompressedHint(j.blob), usualRatio*j.blob.Size)
+	}
+	for i, share := range apply.NewPageCache().Share(sizes) {
+		jobs[i].cache = share
+	}
+}
+
 // pullLayers brings every distinct layer into the store, the largest first, so
 // that the last to end is a small one.
 func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource, found *resolved, evidence *Evidence) error {
 	positions := map[oci.DiffID][]int{}
 	var wanted []job
 	var wantedBytes int64
-	cache := apply.NewPageCache()
 	reports := &reporter{output: r.Progress}
 	for i, id := range found.image.RootFS.DiffIDs {
 		positions[id] = append(positions[id], i)
@@ -245,7 +260,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, cache: cache, offline: r.Offline}
+		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, offline: r.Offline}
 		switch offered, refused := e.offered(j); {
 		case offered: // what it takes here is known when it is looked at
 		case r.Offline:
@@ -259,6 +274,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		return err
 	}
 	sort.SliceStable(wanted, func(i, j int) bool { return wanted[i].blob.Size > wanted[j].blob.Size })
+	shareCache(wanted)
 
 	var mu sync.Mutex // guards evidence
 	group, ctx := errgroup.WithContext(ctx)

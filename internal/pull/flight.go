@@ -18,7 +18,7 @@ type job struct {
 	blob   oci.Descriptor
 	layout string
 	source *sharedSource
-	cache  *apply.PageCache // of the pull that wanted it first
+	cache  *apply.PageCache // its share of that of the pull which wanted it first
 
 	rewrite bool // the store has it in another layout
 	offline bool // only seeds may be asked

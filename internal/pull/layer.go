@@ -329,7 +329,7 @@ func closeAfter(cancel context.CancelFunc, stage io.Closer) {
 }
 
 // uncompressedHint returns the uncompressed size that the descriptor promises, 0
-// where it promises none. It is only used to check for space.
+// where it promises none. It is not verified, and only for making room.
 func uncompressedHint(d oci.Descriptor) int64 {
 	n, err := strconv.ParseInt(d.Annotations["io.containers.estargz.uncompressed-size"], 10, 64)
 	if err != nil || n < 0 {
