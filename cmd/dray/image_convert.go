@@ -268,7 +268,7 @@ func printConverted(app *cli.App, target string, r *dray.ConvertResult) error {
 			}
 		}
 		if image.Requested > 0 {
-			_, _ = fmt.Fprintf(&notes, "; %d files first (%.1f %% of the bytes), %d not in the image", image.Prioritized, 100*image.Share, len(image.Missing))
+			_, _ = fmt.Fprintf(&notes, "; %d files first (%.1f %% of the bytes), %d not in the image", image.Prioritized, 100*image.Share, image.MissingCount)
 		}
 		notes.WriteByte('\n')
 	}

@@ -24,7 +24,6 @@ import (
 )
 
 // text returns n compressible bytes that differ with seed.
-
 func text(seed uint64, n int) string {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	b := make([]byte, 0, n+16)
@@ -35,9 +34,7 @@ func text(seed uint64, n int) string {
 }
 
 // app is an image with a bit of everything: three compressions, a shadowed file, a
-
 // whiteout.
-
 func app(tb testing.TB) *testkit.Builder {
 	tb.Helper()
 	return testkit.Image(tb).
@@ -51,7 +48,6 @@ func app(tb testing.TB) *testkit.Builder {
 }
 
 // place is a layout directory as a repository.
-
 func place(tb testing.TB, dir, tag string, write bool) *repo.Repository {
 	tb.Helper()
 	ref := oci.Reference{Transport: oci.LayoutDir, Path: dir, Tag: tag}
@@ -68,7 +64,6 @@ func place(tb testing.TB, dir, tag string, write bool) *repo.Repository {
 }
 
 // remote is an image in a registry as a repository.
-
 func remote(tb testing.TB, ref string) *repo.Repository {
 	tb.Helper()
 	c, err := registry.NewClient(registry.Options{AuthFiles: []string{}, Retry: registry.Retry{Count: 2, Base: 1, Max: 1}})
@@ -123,9 +118,7 @@ func load(tb testing.TB, r *repo.Repository, digest oci.Digest) checked {
 }
 
 // checkLayers verifies every layer: that it is seekable, that its TOC is its tar,
-
 // and that its diffID is the config's.
-
 func checkLayers(tb testing.TB, r *repo.Repository, c checked, format estargz.Format, tocs map[oci.Digest][]byte) []*estargz.Reader {
 	tb.Helper()
 	readers := make([]*estargz.Reader, 0, len(c.manifest.Layers))
@@ -163,7 +156,6 @@ func checkLayers(tb testing.TB, r *repo.Repository, c checked, format estargz.Fo
 }
 
 // checkOracle has containerd's library open and verify every layer.
-
 func checkOracle(t *testing.T, r *repo.Repository, c checked, tocs map[oci.Digest][]byte) {
 	t.Helper()
 	for i, d := range c.manifest.Layers {
@@ -254,7 +246,6 @@ func TestConvertForms(t *testing.T) {
 }
 
 // externalTOCs returns the TOCs beside the target by layer, nil without.
-
 func externalTOCs(t *testing.T, target *repo.Repository, result *Result) map[oci.Digest][]byte {
 	t.Helper()
 	if result.ExternalTOC == nil {
@@ -297,7 +288,6 @@ func TestUncompress(t *testing.T) {
 }
 
 // The same input and options give the same bytes, whatever the machine.
-
 func TestDeterministic(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -370,10 +360,27 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// multi writes an index: two platforms, one of them in a nested index, an
-
-// attestation, an artifact, and one that refers to it.
-
-// A conversion that is interrupted, at any request, leaves no tag.
-
-// An upload that breaks is made again, with the same bytes.
+// A result names so many missing paths and counts the rest.
+func TestMissingIsBounded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	app(t).Write(testkit.LayoutAt(t, dir), "v1")
+	lines := make([]string, maxMissing+500)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("not/there/%d", i)
+	}
+	order := func(context.Context, oci.Descriptor) (*record.List, error) {
+		return entries(slices.Concat(lines, []string{"bin/sh"})...), nil
+	}
+	for name, o := range map[string]Options{"record": {Order: order}, "list": {Globs: slices.Concat(lines, []string{"bin/gone", "bin/sh"})}} {
+		o.DryRun = true
+		image := mustRun(t, place(t, dir, "v1", false), nil, o).Images[0]
+		want := len(lines)
+		if name == "list" {
+			want++ // what another layer hides
+		}
+		if len(image.Missing) != maxMissing || image.MissingCount != want || image.Prioritized != 1 {
+			t.Errorf("%s: %d of %d missing are named, %d first", name, len(image.Missing), image.MissingCount, image.Prioritized)
+		}
+	}
+}

@@ -80,6 +80,7 @@ func checkNothingLeft(t *testing.T, target *repo.Repository, dir, temp string) {
 	}
 }
 
+// A conversion that is interrupted, at any event, leaves no tag.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -118,6 +119,7 @@ func TestRefusedPush(t *testing.T) {
 	}
 }
 
+// An upload that breaks is made again, with the same bytes.
 func TestBrokenUpload(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -15,6 +15,8 @@ import (
 	"dray/internal/testkit"
 )
 
+// multi writes an index: two platforms, one of them in a nested index, an
+// attestation, an artifact, and one that refers to it.
 func multi(t *testing.T, layout *ocidir.Layout) (amd, arm, attestation, artifact oci.Descriptor) {
 	t.Helper()
 	image := func(arch string, seed uint64) oci.Descriptor {

@@ -12,6 +12,7 @@ import (
 	"dray/internal/estargz"
 	"dray/internal/inspect"
 	"dray/internal/oci"
+	"dray/internal/record"
 	"dray/internal/stream"
 )
 
@@ -19,7 +20,7 @@ import (
 type job struct {
 	source oci.Descriptor
 	diffID oci.DiffID
-	paths  []string // what comes first in it
+	paths  record.Paths // what comes first in it
 	key    string
 
 	how       How
@@ -145,7 +146,7 @@ func (r *run) reuse(ctx context.Context, j *job, m *meter) (bool, error) {
 }
 
 func (r *run) reusable(ctx context.Context, j *job) (bool, error) {
-	if !r.o.Reuse || len(j.paths) > 0 || r.o.Uncompressed {
+	if !r.o.Reuse || j.paths.Len() > 0 || r.o.Uncompressed {
 		return false, nil
 	}
 	image := &inspect.Image{Repository: r.source}
@@ -213,7 +214,11 @@ const copyBufBytes = 128 << 10
 func (r *run) write(ctx context.Context, j *job, m *meter) error {
 	var toc bytes.Buffer
 	var made *estargz.Result
-	o := r.o.write(j.paths)
+	paths, err := j.paths.Strings()
+	if err != nil {
+		return err
+	}
+	o := r.o.write(paths)
 	o.Jobs, o.Budget, o.TempDir, o.Limits = r.o.Jobs, r.budget, r.o.TempDir, r.o.Limits
 	o.SpillMemory = min(estargz.DefaultSpillMemory, r.o.MemoryBytes/spillShare)
 	if o.Format == estargz.EStargzExternal {

@@ -108,7 +108,19 @@ func (f *Form) write(prioritized []string) estargz.Options {
 
 // key is what a conversion is remembered by. What is the same by default and by
 // name has one key.
-func (f *Form) key(source oci.Digest, prioritized []string) string {
+func (f *Form) key(source oci.Digest, prioritized *record.Paths) (string, error) {
+	var names *oci.Digest // of the list
+	if prioritized.Len() > 0 {
+		h := sha256.New()
+		for name, err := range prioritized.All() {
+			if err != nil {
+				return "", err
+			}
+			_, _ = fmt.Fprintf(h, "%d:%s", len(name), name) // hashes never fail
+		}
+		digest := oci.DigestOf(oci.SHA256, h)
+		names = &digest
+	}
 	form, level := *f, f.Level
 	switch {
 	case f.Uncompressed:
@@ -121,13 +133,13 @@ func (f *Form) key(source oci.Digest, prioritized []string) string {
 	text, err := json.Marshal(map[string]any{
 		"version": writerVersion, "source": source, "uncompressed": form.Uncompressed, "format": form.Format.String(), "level": level,
 		"chunkSize": cmp.Or(form.ChunkSize, estargz.DefaultChunkSize), "minChunkSize": form.MinChunkSize,
-		"keepDiffID": form.KeepDiffID, "prioritized": prioritized,
+		"keepDiffID": form.KeepDiffID, "prioritized": names,
 	})
 	if err != nil {
 		panic("convert: internal error: " + err.Error())
 	}
 	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // How tells what became of a layer.
@@ -161,10 +173,12 @@ type Image struct {
 	Platform string     `json:"platform,omitempty"`
 	Layers   []Layer    `json:"layers"`
 
-	Prioritized int      `json:"prioritized"`                 // files that come first
-	Missing     []string `json:"missing,omitempty"`           // asked for and not in the image
-	Share       float64  `json:"prioritized_bytes_share"`     // 0 to 1
-	Requested   int      `json:"prioritized_asked,omitempty"` // distinct paths or patterns
+	Prioritized int      `json:"prioritized"`             // files that come first
+	Missing     []string `json:"missing,omitempty"`       // asked for and not in the image, the first thousand
+	Share       float64  `json:"prioritized_bytes_share"` // 0 to 1
+
+	MissingCount int `json:"missing_count,omitempty"`
+	Requested    int `json:"prioritized_asked,omitempty"` // distinct paths or patterns
 }
 
 // Layer is one layer of an image.

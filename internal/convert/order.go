@@ -13,27 +13,29 @@ import (
 // first is what comes first in an image. The zero value is nothing.
 type first struct {
 	asked   int
-	matched int
-	paths   [][]string // by layer
-	missing []string
-	share   float64 // of the bytes
+	plan    *record.Plan
+	missing []string // the first of them
+	missed  int      // how many are missing
 }
 
 // of returns what comes first in layer n.
-func (f *first) of(n int) []string {
-	if f.paths == nil {
-		return nil
+func (f *first) of(n int) record.Paths {
+	if f.plan == nil {
+		return record.Paths{}
 	}
-	return f.paths[n]
+	return f.plan.Layers[n].Paths
 }
+
+// close lets go of the names.
+func (f *first) close() { f.plan.Close() }
 
 // order finds what comes first in each layer of an image. note is told what was
 // fallen back to.
 func (i *image) order(ctx context.Context, source *repo.Repository, o *Options, note func(string)) error {
 	var entries *record.List
 	var hash func(int64) bool
-	var err error
 	if o.Order != nil {
+		var err error
 		if entries, err = o.Order(ctx, i.manifest); err != nil {
 			return err
 		}
@@ -53,19 +55,18 @@ func (i *image) order(ctx context.Context, source *repo.Repository, o *Options, 
 	}
 	if o.Order == nil {
 		i.first.asked = len(o.Globs)
-		var files []string
-		if names, files, err = inspect.Hold(ctx, names, o.Jobs); err != nil {
+		held, err := inspect.Hold(ctx, names, o.Jobs)
+		if err != nil {
 			return err
 		}
-		entries = &record.List{}
-		defer entries.Close()
-		var matched []string
-		matched, i.first.missing = record.Expand(o.Globs, files)
-		for _, name := range matched {
-			if err := entries.Add(&record.Entry{Path: name}); err != nil {
-				return err
-			}
+		defer held.Close()
+		names = held.Layers()
+		var missed []string
+		if entries, missed, err = record.Expand(ctx, o.Globs, names); err != nil {
+			return err
 		}
+		defer entries.Close()
+		defer func() { i.first.miss(missed...) }() // those that match nothing at all come last
 	}
 	if entries.Len() == 0 {
 		return nil
@@ -76,20 +77,27 @@ func (i *image) order(ctx context.Context, source *repo.Repository, o *Options, 
 	return nil
 }
 
-func (f *first) apply(ctx context.Context, entries *record.List, names []iter.Seq2[record.Name, error]) error {
-	plan, err := record.Apply(ctx, entries, names)
-	if err != nil {
+// maxMissing bounds the missing paths that a result names.
+const maxMissing = 1000
+
+// miss notes paths that are not in the image.
+func (f *first) miss(paths ...string) {
+	f.missed += len(paths)
+	f.missing = append(f.missing, paths[:min(len(paths), maxMissing-len(f.missing))]...)
+}
+
+func (f *first) apply(ctx context.Context, entries *record.List, names []iter.Seq2[record.Name, error]) (err error) {
+	if f.plan, err = record.Apply(ctx, entries, names); err != nil {
 		return err
 	}
-	defer plan.Close()
-	f.matched, f.share, f.paths = plan.Matched, plan.Share(), make([][]string, len(names))
-	for n := range f.paths {
-		if f.paths[n], err = plan.Layers[n].Paths.Strings(); err != nil {
+	for name, err := range f.plan.Missing.All() {
+		if err != nil {
 			return err
 		}
+		if f.miss(name); len(f.missing) == maxMissing {
+			break
+		}
 	}
-	missing, err := plan.Missing.Strings()
-	// Those of a list that match nothing at all come last.
-	f.missing = append(missing, f.missing...)
-	return err
+	f.missed = f.plan.Missing.Len()
+	return nil
 }

@@ -54,11 +54,18 @@ func runAll(ctx context.Context, source, target *repo.Repository, o *Options) (*
 		return nil, err
 	}
 	images := r.root.images(nil)
+	defer func() {
+		for _, i := range images {
+			i.first.close()
+		}
+	}()
 	if err := r.orders(ctx, images); err != nil {
 		return nil, err
 	}
 	for _, i := range images {
-		r.schedule(i)
+		if err := r.schedule(i); err != nil {
+			return nil, err
+		}
 	}
 	if o.DryRun {
 		for _, j := range r.jobs {
@@ -109,10 +116,13 @@ func (r *run) orders(ctx context.Context, images []*image) error {
 
 // schedule makes the jobs of an image. Layers that are the same in every respect
 // are one job.
-func (r *run) schedule(i *image) {
+func (r *run) schedule(i *image) error {
 	for n, d := range i.document.Layers {
 		j := &job{source: d, diffID: i.config.RootFS.DiffIDs[n], paths: i.first.of(n)}
-		j.key = r.o.key(d.Digest, j.paths)
+		var err error
+		if j.key, err = r.o.key(d.Digest, &j.paths); err != nil {
+			return err
+		}
 		if isForeign(d) {
 			j.key = "foreign " + string(d.Digest)
 		}
@@ -124,6 +134,7 @@ func (r *run) schedule(i *image) {
 		}
 		i.layers = append(i.layers, j)
 	}
+	return nil
 }
 
 // convert brings all layers to the target.
@@ -331,12 +342,15 @@ func (r *run) report(images []*image) *Result {
 		if n := r.root.find(i); n != nil {
 			out.Target = n.target.Digest
 		}
-		out.Prioritized, out.Missing, out.Share = i.first.matched, i.first.missing, i.first.share
+		out.Missing, out.MissingCount = i.first.missing, i.first.missed
+		if p := i.first.plan; p != nil {
+			out.Prioritized, out.Share = p.Matched, p.Share()
+		}
 		for at, j := range i.layers {
 			out.Layers = append(out.Layers, Layer{
 				Source: i.document.Layers[at].Digest, SourceSize: i.document.Layers[at].Size,
 				Target: j.target.Digest, TargetSize: j.target.Size, DiffID: j.newDiffID, TOCDigest: j.tocDigest,
-				How: j.how, Prioritized: len(j.paths),
+				How: j.how, Prioritized: j.paths.Len(),
 			})
 		}
 		r.result.Images = append(r.result.Images, out)

@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"path"
-	"strings"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -68,17 +65,13 @@ func (i *Image) Names(ctx context.Context, o NamesOptions) []iter.Seq2[record.Na
 	return all
 }
 
-// maxNames bounds the names of an image that are held.
-const maxNames = 4_000_000
+// Held are the names of an image's layers, kept to be read again: in memory while they
+// are few, then in temporary files without names. Who has them closes them.
+type Held []record.Names
 
-// Hold reads the names of all layers, jobs layers at once. It returns them to be read
-// again, from memory, and the paths of the files among them, hidden ones too, for
-// patterns to be held against. More than four million names are a
-// [stream.ErrTooLarge].
-func Hold(ctx context.Context, names []iter.Seq2[record.Name, error], jobs int) (held []iter.Seq2[record.Name, error], files []string, err error) {
-	const whiteoutPrefix = ".wh." // image-spec, layer.md
-	layers := make([][]record.Name, len(names))
-	var count atomic.Int64
+// Hold reads the names of all layers, jobs layers at once.
+func Hold(ctx context.Context, names []iter.Seq2[record.Name, error], jobs int) (Held, error) {
+	held := make(Held, len(names))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(jobs)
 	for n := range names {
@@ -87,38 +80,36 @@ func Hold(ctx context.Context, names []iter.Seq2[record.Name, error], jobs int) 
 				if err == nil {
 					err = context.Cause(ctx)
 				}
-				if err == nil && count.Add(1) > maxNames {
-					err = fmt.Errorf("the image has more than %d names: %w", maxNames, stream.ErrTooLarge)
+				if err == nil {
+					err = held[n].Add(&name)
 				}
 				if err != nil {
 					return err
 				}
-				layers[n] = append(layers[n], name)
 			}
-			return nil
+			return held[n].Flush()
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, nil, fmt.Errorf("match patterns: %w", err)
+		held.Close()
+		return nil, fmt.Errorf("match patterns: %w", err)
 	}
-	for _, layer := range layers {
-		held = append(held, withoutErrors(layer))
-		for _, name := range layer {
-			if !name.IsDir && !strings.HasPrefix(path.Base(name.Path), whiteoutPrefix) {
-				files = append(files, strings.TrimPrefix(path.Clean("/"+name.Path), "/"))
-			}
-		}
-	}
-	return held, files, nil
+	return held, nil
 }
 
-func withoutErrors(names []record.Name) iter.Seq2[record.Name, error] {
-	return func(yield func(record.Name, error) bool) {
-		for _, name := range names {
-			if !yield(name, nil) {
-				return
-			}
-		}
+// Layers returns the names of each layer, bottom first.
+func (h Held) Layers() []iter.Seq2[record.Name, error] {
+	layers := make([]iter.Seq2[record.Name, error], len(h))
+	for n := range h {
+		layers[n] = h[n].All()
+	}
+	return layers
+}
+
+// Close lets go of the names.
+func (h Held) Close() {
+	for n := range h {
+		h[n].Close()
 	}
 }
 

@@ -37,6 +37,7 @@ const (
 	DefaultMaxEntries   = 1_000_000
 	DefaultMaxLineBytes = 64 << 10
 	DefaultMaxBytes     = 128 << 20
+	DefaultMaxListBytes = 16 << 20
 )
 
 // Limits bounds what is read. Zero is the default.
@@ -45,6 +46,7 @@ type Limits struct {
 	MaxEntries   int // distinct ones: [DefaultMaxEntries]
 	MaxLineBytes int // [DefaultMaxLineBytes]
 	MaxBytes     int // of the lines with distinct entries: [DefaultMaxBytes]
+	MaxListBytes int // of a list's lines, which are held in memory: [DefaultMaxListBytes]
 }
 
 func (l Limits) withDefaults() Limits {
@@ -52,6 +54,7 @@ func (l Limits) withDefaults() Limits {
 	l.MaxEntries = cmp.Or(l.MaxEntries, DefaultMaxEntries)
 	l.MaxLineBytes = cmp.Or(l.MaxLineBytes, DefaultMaxLineBytes)
 	l.MaxBytes = cmp.Or(l.MaxBytes, DefaultMaxBytes)
+	l.MaxListBytes = cmp.Or(l.MaxListBytes, DefaultMaxListBytes)
 	return l
 }
 

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -298,13 +299,77 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// expand holds a list against the names of one layer, which are there twice.
+func expand(t *testing.T, list []string, names ...string) (matched, missed []string) {
+	t.Helper()
+	held := &Names{}
+	defer held.Close()
+	for _, name := range names {
+		if err := held.Add(&Name{Path: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := held.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	entries, missed, err := Expand(t.Context(), list, []iter.Seq2[Name, error]{held.All(), held.All()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer entries.Close()
+	for e, err := range entries.All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		matched = append(matched, e.Path)
+	}
+	return matched, missed
+}
+
+// Names come back as they were, from memory and from a file.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	for _, count := range []int{0, 3, 3000} {
+		want := make([]Name, count)
+		names := &Names{}
+		for i := range want {
+			want[i] = Name{Path: fmt.Sprintf("a\n/%0*d", i%60, i), IsDir: i%3 == 1, Size: int64(i) << 30}
+			if i%2 == 0 {
+				want[i].Digest = oci.DigestBytes([]byte{byte(i)})
+			}
+			if err := names.Add(&want[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := names.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			got := make([]Name, 0, count)
+			for name, err := range names.All() {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, name)
+			}
+			if diff := cmp.Diff(got, want); diff != "" {
+				t.Errorf("%d names: %s", count, diff)
+			}
+		}
+		if held := names.text.memory.Cap(); held > 2*namesMemoryBytes {
+			t.Errorf("%d names take %d bytes of memory", count, held)
+		}
+		names.Close()
+	}
+}
+
 func TestListsAndGlobs(t *testing.T) {
 	t.Parallel()
 	list, err := ReadList(strings.NewReader("# first\n\n/usr/lib/**/*.so\nbin/?sh\nnone\nusr/**\n**/x/**/y\n"), Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	matched, missed := Expand(list, []string{"usr/lib/b.so", "usr/lib/a/c.so", "usr/x", "bin/ash", "bin/bash", "x/y", "1/x/2/3/y"})
+	matched, missed := expand(t, list, "usr/lib/b.so", "usr/lib/a/c.so", "usr/x", "bin/ash", "bin/bash", "x/y", "./usr/x", "1/x/2/3/y", "usr/.wh.gone")
 	want := []string{"usr/lib/a/c.so", "usr/lib/b.so", "bin/ash", "usr/x", "1/x/2/3/y", "x/y"}
 	if diff := cmp.Diff(matched, want); diff != "" {
 		t.Error(diff)
@@ -314,6 +379,15 @@ func TestListsAndGlobs(t *testing.T) {
 	}
 	if _, err := ReadList(strings.NewReader(strings.Repeat("a", 20)), Limits{MaxLineBytes: 10}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("long line: got %v", err)
+	}
+	if _, err := ReadList(strings.NewReader(strings.Repeat("a\n", 20)), Limits{MaxListBytes: 10}); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("many bytes: got %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	one := func(yield func(Name, error) bool) { yield(Name{Path: "a"}, nil) }
+	if _, _, err := Expand(ended, []string{"*"}, []iter.Seq2[Name, error]{one}); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: got %v", err)
 	}
 	for _, bad := range []string{"../x", "a/[", "/"} {
 		if _, err := ReadList(strings.NewReader(bad), Limits{}); !errors.Is(err, ErrFormat) {
@@ -405,10 +479,14 @@ func FuzzReadList(f *testing.F) {
 			return
 		}
 		all := strings.Split(names, "\n")
-		matched, missed := Expand(list, all)
+		matched, missed := expand(t, list, all...)
 		seen := map[string]bool{}
 		for _, name := range matched {
-			if seen[name] || !slices.Contains(all, name) {
+			is := func(other string) bool {
+				clean, ok := cleanPath(other)
+				return ok && clean == name
+			}
+			if seen[name] || !slices.ContainsFunc(all, is) {
 				t.Errorf("%q is there twice or is none of the names", name)
 			}
 			seen[name] = true

@@ -3,6 +3,7 @@ package record
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -18,11 +19,13 @@ type spool struct {
 	file   *os.File
 	out    *bufio.Writer // to file
 	size   int64
+
+	memoryBytes int // what is kept in memory; 0 is [memoryBytes]
 }
 
 // Write takes p, to be read after the next flush.
 func (s *spool) Write(p []byte) (int, error) {
-	if s.file == nil && s.memory.Len()+len(p) > memoryBytes {
+	if s.file == nil && s.memory.Len()+len(p) > cmp.Or(s.memoryBytes, memoryBytes) {
 		file, err := unnamed()
 		if err != nil {
 			return 0, err

@@ -10,19 +10,17 @@ import (
 // Expand makes entries of a list of paths and globs, in its order: the files of an
 // image that a container would see, and the lines that match none.
 func Expand(ctx context.Context, image *inspect.Image, list []string, o inspect.NamesOptions) (entries *record.List, missed []string, err error) {
-	held, files, err := inspect.Hold(ctx, image.Names(ctx, o), 1)
+	held, err := inspect.Hold(ctx, image.Names(ctx, o), 1)
 	if err != nil {
 		return nil, nil, err
 	}
-	matched, missed := record.Expand(list, files)
-	all := &record.List{}
-	defer all.Close()
-	for _, name := range matched {
-		if err := all.Add(&record.Entry{Path: name}); err != nil {
-			return nil, nil, err
-		}
+	defer held.Close()
+	all, missed, err := record.Expand(ctx, list, held.Layers())
+	if err != nil {
+		return nil, nil, err
 	}
-	plan, err := record.Apply(ctx, all, held)
+	defer all.Close()
+	plan, err := record.Apply(ctx, all, held.Layers())
 	if err != nil {
 		return nil, nil, err
 	}
