@@ -7,15 +7,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"dray/internal/bench"
+	"dray/internal/testkit"
 )
 
 // TestMain lets the test binary be a program under test: "bench do-floor REF" as dray
@@ -76,7 +80,7 @@ func use() error {
 func corpus(t *testing.T) *bench.Corpus {
 	t.Helper()
 	dir := t.TempDir()
-	c, err := bench.BuildRecipe(t.Context(), dir, "generated", 2, 1<<20)
+	c, err := bench.BuildRecipe(t.Context(), dir, "generated", 2, 256<<10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,4 +291,65 @@ func TestKilledBenchIsSwept(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		t.Errorf("left: %v, %v", entries, err)
 	}
+}
+
+// What leaves its parent is a part of the run, and what waits for its end sees it.
+func TestOrphansAreReaped(t *testing.T) {
+	const waits = `command:setsid -f sh -c 'echo $$ >"$BENCH_STORE"/new; mv "$BENCH_STORE"/new "$BENCH_STORE"/pid; exec sleep 0.05'; ` +
+		`until test -e {store}/pid; do :; done; while kill -0 $(cat {store}/pid) 2>/dev/null; do :; done; echo x >{dir}/x`
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, waits)}, Modes: []string{bench.Individual}, Timeout: 20 * time.Second})
+	if r := report.Runs[0]; r.Error != "" || r.Cleanup != "" {
+		t.Errorf("%q, %q", r.Error, r.Cleanup)
+	}
+}
+
+// The number of a process that has ended may be another's by the time it is killed.
+func TestReusedNumberIsNotKilled(t *testing.T) {
+	testkit.Need(t, testkit.Root()) // to choose a number
+	first := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	number := first.Process.Pid
+	var second *exec.Cmd
+	var closing io.Closer
+	call := 0
+	err := bench.KillAll(t.Context(), func() []int {
+		switch call++; call {
+		case 1:
+			return []int{number}
+		case 2:
+			_ = errors.Join(first.Process.Kill(), first.Wait()) // that it was killed
+			second, closing = startAs(t, number)
+			return []int{number}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(closing.Close(), second.Wait()); err != nil {
+		t.Errorf("another process of the same number was killed: %v", err)
+	}
+}
+
+// startAs starts a process that has the number, and ends well when the closer is closed.
+func startAs(t *testing.T, number int) (*exec.Cmd, io.Closer) {
+	t.Helper()
+	for range 1000 { // others start processes too
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(number-1)), 0); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "cat")
+		closing, err := cmd.StdinPipe()
+		if err := errors.Join(err, cmd.Start()); err != nil {
+			t.Fatal(err)
+		}
+		if cmd.Process.Pid == number {
+			return cmd, closing
+		}
+		_ = errors.Join(closing.Close(), cmd.Wait())
+	}
+	t.Fatalf("nobody got the number %d", number)
+	return nil, nil
 }

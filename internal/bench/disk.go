@@ -25,6 +25,7 @@ type disk struct {
 	file string // in the work directory
 	size int64
 	loop string // device of the last run
+	id   string // its number, as in mountinfo
 }
 
 // spareDisk is what a file system for runs has beside the images.
@@ -102,6 +103,11 @@ func (d *disk) mount(ctx context.Context, dir string) error {
 	}
 	defer func() { _ = loop.Close() }() // the mount keeps the device
 	d.loop = loop.Name()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(loop.Fd()), &st); err != nil {
+		return fmt.Errorf("look at %s: %w", d.loop, err)
+	}
+	d.id = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	if err := unix.Mount(d.loop, dir, "ext4", 0, "noinit_itable"); err != nil {
 		return fmt.Errorf("mount %s: %w", d.loop, err)
 	}
@@ -142,14 +148,20 @@ func attachLoop(file *os.File) (*os.File, error) {
 	return nil, fmt.Errorf("get a free loop device: %w", unix.EBUSY)
 }
 
-// releaseTimeout bounds how long a file system may be in use after its run.
-const releaseTimeout = 10 * time.Second
+// releaseTimeout bounds how long a file system may be in use after its run, and
+// useTimeout how long by a process that is known, and is none of the run's.
+const (
+	releaseTimeout = 10 * time.Second
+	useTimeout     = time.Second
+)
 
 // unmount takes the file system away and waits until nobody uses its device. When
 // somebody goes on, the next run gets another file.
 func (d *disk) unmount(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
 	defer cancel()
+	look := time.NewTimer(useTimeout)
+	defer look.Stop()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -165,12 +177,54 @@ func (d *disk) unmount(ctx context.Context, dir string) error {
 		}
 		select {
 		case <-tick.C:
+			continue
+		case <-look.C:
+			if users := d.users(dir); users != "" {
+				err = fmt.Errorf("%s: %w", users, err)
+				break
+			}
+			continue
 		case <-ctx.Done():
-			_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // goes when its user does
-			return errors.Join(fmt.Errorf("somebody still uses the file system of the run: %w", err), d.remove())
 		}
+		_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // goes when its user does
+		return errors.Join(fmt.Errorf("somebody still uses the file system of the run: %w", err), d.remove())
 	}
 }
+
+// users names the processes that are in dir, have something of it open or mapped, or
+// have its file system in a mount namespace of their own; "" without any.
+func (d *disk) users(dir string) string {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+	var users []string
+	for _, process := range processes {
+		if d.usedBy(process, dir) {
+			name, _ := os.ReadFile(filepath.Join(process, "comm")) //nolint:gosec // of the kernel; "" has ended
+			users = append(users, fmt.Sprintf("process %s (%s)", filepath.Base(process), strings.TrimSpace(string(name))))
+		}
+	}
+	return strings.Join(users, ", ")
+}
+
+func (d *disk) usedBy(process, dir string) bool {
+	links, _ := filepath.Glob(filepath.Join(process, "fd", "*")) // none of what has ended
+	for _, link := range append(links, filepath.Join(process, "cwd"), filepath.Join(process, "root"), filepath.Join(process, "exe")) {
+		if target, err := os.Readlink(link); err == nil && within(target, dir) {
+			return true
+		}
+	}
+	maps, _ := os.ReadFile(filepath.Join(process, "maps")) //nolint:gosec // of the kernel
+	if strings.Contains(string(maps), " "+dir+"/") {
+		return true
+	}
+	ours, _ := os.Readlink("/proc/self/ns/mnt")
+	if theirs, err := os.Readlink(filepath.Join(process, "ns", "mnt")); err != nil || theirs == ours {
+		return false
+	}
+	mounts, _ := os.ReadFile(filepath.Join(process, "mountinfo")) //nolint:gosec // of the kernel
+	return strings.Contains(string(mounts), " "+d.id+" ")
+}
+
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
 // attached tells whether the device of the last run still has the file.
 func (d *disk) attached() bool {

@@ -41,6 +41,7 @@ var (
 	Merged    = merge
 	DiskUsage = diskUsage
 	Sweep     = sweep
+	KillAll   = killAll
 )
 
 // Wanted is what apt is asked for, given the name of a package's file.
@@ -64,4 +65,4 @@ func (g Groups) OOMKills() int64                { return g.oomKills() }
 func (g Groups) CPUSeconds() float64            { return g.cpuSeconds() }
 func (g Groups) Lacks() string                  { return g.lacks() }
 func (g Groups) Remove() error                  { return g.remove() }
-func (g Groups) Kill(ctx context.Context) error { return killGroup(ctx, g.groups) }
+func (g Groups) Kill(ctx context.Context) error { return killAll(ctx, g.processes) }

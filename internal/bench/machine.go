@@ -159,7 +159,7 @@ func sweep(ctx context.Context, parent string) error {
 			continue
 		}
 		owner := strings.TrimPrefix(filepath.Base(dir), workPrefix)
-		err = errors.Join(sweepGroups(ctx, owner), unmountBelow(dir), removeAll(dir), lock.Release())
+		err = errors.Join(sweepGroups(ctx, owner), killAll(ctx, func() []int { return strays(dir) }), unmountBelow(dir), removeAll(dir), lock.Release())
 		if err != nil {
 			problems = append(problems, fmt.Errorf("sweep %s: %w", dir, err))
 		}
@@ -177,7 +177,7 @@ func sweepGroups(ctx context.Context, owner string) error {
 		found, _ := filepath.Glob(filepath.Join(parent, groupPrefix+owner+"-*")) // the pattern is well-formed
 		for _, dir := range found {
 			g := &groups{memory: dir}
-			problems = append(problems, killGroup(ctx, g), os.Remove(dir))
+			problems = append(problems, killAll(ctx, g.processes), os.Remove(dir))
 		}
 	}
 	return errors.Join(problems...)

@@ -58,6 +58,7 @@ type harness struct {
 	images     []CorpusImage
 	registries map[string]*registry
 	report     *Report
+	family     *family
 	disk       *disk // nil: runs have directories
 	order      int
 }
@@ -122,6 +123,10 @@ func Bench(ctx context.Context, o Options) (report *Report, err error) {
 	for _, n := range o.Networks {
 		h.report.Networks = append(h.report.Networks, n.Name)
 	}
+	if h.family, err = newFamily(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, h.family.close()) }()
 	h.makeDisk(ctx)
 	h.notes()
 	if unswept != nil {
@@ -180,7 +185,7 @@ func (h *harness) notes() {
 	}
 	g, err := newGroups(groupPrefix+strconv.Itoa(os.Getpid())+"-probe", 0)
 	if err != nil {
-		h.report.Notes = append(h.report.Notes, fmt.Sprintf("no control groups (%v): no peak with page cache; processes that leave their parent are not seen, short ones are missed", err))
+		h.report.Notes = append(h.report.Notes, fmt.Sprintf("no control groups (%v): no peak with page cache; what short processes hold is missed", err))
 		return
 	}
 	m.Cgroup = g.version

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -140,33 +139,6 @@ func statFields(pid, from, to int) []string {
 		return nil
 	}
 	return fields[from-name : to-name]
-}
-
-// descendants returns the processes whose ancestor is root, and root.
-func descendants(root int) []int {
-	parents := map[int]int{}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if parent := statFields(pid, 3, 4); parent != nil {
-			parents[pid], _ = strconv.Atoi(parent[0])
-		}
-	}
-	found := []int{root}
-	for i := 0; i < len(found); i++ {
-		for pid, parent := range parents {
-			if parent == found[i] && !slices.Contains(found, pid) {
-				found = append(found, pid)
-			}
-		}
-	}
-	return found
 }
 
 // busySeconds returns the CPU time that the whole machine has used, without idle

@@ -29,6 +29,7 @@ type site struct {
 	state  string // sockets, configuration, what is no part of the store
 	socket string
 	groups *groups
+	family *family
 	disk   *disk // whose file system dir is; nil: a directory as any other
 	server *process
 	helper *process // which the server needs; nil: none
@@ -37,16 +38,14 @@ type site struct {
 	environment []string // NAME=VALUE, of all that is started here
 
 	mu           sync.Mutex // guards the fields below; the sampler reads them
-	commands     []*process // one-shot commands that are running
-	endedSeconds float64    // CPU time of those that have ended
-	families     []int      // process groups of all that were started
+	endedSeconds float64    // CPU time of one-shot commands that have ended
 }
 
 // newSite makes the site of the next run.
 func (h *harness) newSite(ctx context.Context) (*site, error) {
 	h.order++
 	id := strconv.Itoa(h.order)
-	s := &site{dir: filepath.Join(h.Work, id), disk: h.disk}
+	s := &site{dir: filepath.Join(h.Work, id), family: h.family, disk: h.disk}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make site: %w", err)
 	}
@@ -75,16 +74,7 @@ func (s *site) processes() []int {
 	if s.groups.memory != "" {
 		return s.groups.processes()
 	}
-	s.mu.Lock()
-	roots := append(slices.Clone(s.commands), s.server, s.helper)
-	s.mu.Unlock()
-	var pids []int
-	for _, p := range roots {
-		if p != nil {
-			pids = append(pids, descendants(p.cmd.Process.Pid)...)
-		}
-	}
-	return pids
+	return s.family.living()
 }
 
 // cpuSeconds returns the CPU time of the run so far: of its control group or, where
@@ -96,8 +86,9 @@ func (s *site) cpuSeconds() float64 {
 	s.mu.Lock()
 	used := s.endedSeconds
 	s.mu.Unlock()
-	for _, pid := range s.processes() {
-		used += processSeconds(pid)
+	used += s.family.orphanSeconds()
+	for _, m := range s.family.members() {
+		used += processSeconds(m.pid)
 	}
 	return used
 }
@@ -119,7 +110,7 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 	files := s.groups.joinFiles()
 	args := append([]string{"-c", joinScript, "join", strconv.Itoa(len(files))}, append(files, argv...)...)
 	p := &process{cmd: exec.Command("/bin/sh", args...), ended: make(chan struct{})} //nolint:gosec,noctx // the user's own program, stopped in order
-	p.cmd.Env = slices.Concat(os.Environ(), s.environment, environment)
+	p.cmd.Env = slices.Concat(os.Environ(), s.environment, environment, []string{siteVariable + "=" + s.dir})
 	p.cmd.Dir = s.state
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var err error
@@ -130,15 +121,12 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", argv[0], err), p.log.Close())
 	}
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.output
-	if err := p.cmd.Start(); err != nil {
+	if err := s.family.start(p.cmd); err != nil {
 		p.close()
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
-	s.mu.Lock()
-	s.families = append(s.families, p.cmd.Process.Pid)
-	s.mu.Unlock()
 	go func() { // ends with the process, which close and run wait for
-		p.err = p.cmd.Wait()
+		p.err = s.family.wait(p.cmd)
 		close(p.ended)
 	}()
 	return p, nil
@@ -202,13 +190,9 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 		return "", err
 	}
 	defer p.close()
-	s.mu.Lock()
-	s.commands = append(s.commands, p)
-	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.commands = slices.DeleteFunc(s.commands, func(q *process) bool { return q == p })
 		if state := p.cmd.ProcessState; state != nil {
 			s.endedSeconds += (state.UserTime() + state.SystemTime()).Seconds()
 		}
@@ -216,7 +200,7 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 	select {
 	case <-p.ended:
 	case <-ctx.Done():
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
+		_ = p.cmd.Process.Kill() // it may have ended; what it started, close ends
 		<-p.ended
 		return "", context.Cause(ctx)
 	}
@@ -230,12 +214,8 @@ func (s *site) run(ctx context.Context, argv []string, environment ...string) (s
 // made: processes, mounts, directories, groups.
 func (s *site) close(ctx context.Context, grace time.Duration) error {
 	problems := []error{s.server.stop("server", grace), s.helper.stop("server's helper", grace)}
-	if s.groups.memory == "" { // what the control group would know better
-		for _, family := range s.families {
-			_ = syscall.Kill(-family, syscall.SIGKILL) // they may all have ended
-		}
-	}
-	problems = append(problems, killGroup(ctx, s.groups), unmountBelow(s.dir), s.remove(ctx), s.groups.remove())
+	left := func() []int { return append(s.groups.processes(), s.family.living()...) }
+	problems = append(problems, killAll(ctx, left), unmountBelow(s.dir), s.remove(ctx), s.groups.remove())
 	for _, dir := range s.made {
 		_ = os.Remove(dir) // somebody else may use it now
 	}
@@ -267,34 +247,9 @@ func (p *process) stop(what string, grace time.Duration) error {
 	case <-p.ended:
 		return nil
 	case <-timer.C:
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		_ = p.cmd.Process.Kill() // it may have ended
 		<-p.ended
 		return fmt.Errorf("the %s did not stop when asked to, and was killed", what)
-	}
-}
-
-// killTimeout bounds how long what was killed may take to be gone.
-const killTimeout = 10 * time.Second
-
-// killGroup kills who is left in the groups and waits until they are empty.
-func killGroup(ctx context.Context, g *groups) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		left := g.processes()
-		if len(left) == 0 {
-			return nil
-		}
-		for _, pid := range left {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("kill what is left of the run: processes %v stay", left)
-		}
 	}
 }
 
