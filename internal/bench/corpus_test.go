@@ -17,7 +17,7 @@ func TestCorpusIsDeterministic(t *testing.T) {
 	t.Parallel()
 	var made []bench.CorpusImage
 	for range 2 {
-		c, err := bench.BuildRecipe(t.Context(), t.TempDir(), "x", 3, 1<<20)
+		c, err := bench.BuildRecipe(t.Context(), t.TempDir(), "x", 3, 256<<10)
 		if err != nil {
 			t.Fatal(err)
 		}

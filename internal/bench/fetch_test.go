@@ -22,7 +22,7 @@ import (
 func serveCorpus(t *testing.T) (corpus *bench.Corpus, server *httptest.Server) {
 	t.Helper()
 	dir := t.TempDir()
-	corpus, err := bench.BuildRecipe(t.Context(), dir, "generated", 2, 1<<20)
+	corpus, err := bench.BuildRecipe(t.Context(), dir, "generated", 2, 256<<10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestImagesAreFetchedOnce(t *testing.T) {
 // The image that the registry does not have any more fails, the others do not.
 func TestImageMissingFromTheRegistry(t *testing.T) {
 	_, server := serveCorpus(t)
-	c, err := bench.BuildRecipe(t.Context(), t.TempDir(), "other", 1, 1<<20)
+	c, err := bench.BuildRecipe(t.Context(), t.TempDir(), "other", 1, 256<<10)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -100,12 +100,13 @@ func TestRealServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report := measure(t, bench.Options{Rivals: rivals, Networks: []bench.Network{network}, ProfileDir: t.TempDir()})
+	c := corpus(t)
+	report := measure(t, bench.Options{Corpus: c, Rivals: rivals, Networks: []bench.Network{network}, ProfileDir: t.TempDir()})
 	for _, r := range report.Runs {
 		if r.Error != "" || r.Cleanup != "" {
 			t.Errorf("%s %s over %s: %s %s", r.Rival, r.Mode, r.Network, r.Error, r.Cleanup)
 		}
-		if r.Storage.Blocks < 2<<20 || r.PeakRSS < 1<<20 || r.Mode == bench.Individual && r.FirstByteSeconds < r.Seconds {
+		if r.Storage.Blocks < c.Image("generated").UncompressedBytes() || r.PeakRSS < 1<<20 || r.Mode == bench.Individual && r.FirstByteSeconds < r.Seconds {
 			t.Errorf("%s %s: implausible figures %+v", r.Rival, r.Mode, r.Storage)
 		}
 		ours := r.Rival == "dray-guest" || r.Rival == "dir"

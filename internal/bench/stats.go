@@ -22,12 +22,17 @@ const (
 // Median returns the middle of v, the mean of the two middle values of an even
 // number; 0 of nothing.
 func Median(v []float64) float64 {
-	if len(v) == 0 {
+	return sortMedian(slices.Clone(v))
+}
+
+// sortMedian sorts v and returns its median.
+func sortMedian(v []float64) float64 {
+	n := len(v)
+	if n == 0 {
 		return 0
 	}
-	s := slices.Sorted(slices.Values(v))
-	n := len(s)
-	return (s[(n-1)/2] + s[n/2]) / 2
+	slices.Sort(v)
+	return (v[(n-1)/2] + v[n/2]) / 2
 }
 
 // quantile returns the q-quantile of sorted values, interpolated (R's type 7).
@@ -65,7 +70,7 @@ func MedianInterval(v []float64) Interval {
 		return Interval{}
 	}
 	sample := make([]float64, len(v))
-	return bootstrap(Median(v), func(r *rand.Rand) float64 { return Median(resample(r, v, sample)) })
+	return bootstrap(Median(v), func(r *rand.Rand) float64 { return sortMedian(resample(r, v, sample)) })
 }
 
 // RatioInterval returns the ratio of the medians of a and b and its bootstrap
@@ -76,7 +81,7 @@ func RatioInterval(a, b []float64) Interval {
 	}
 	sa, sb := make([]float64, len(a)), make([]float64, len(b))
 	return bootstrap(Median(a)/Median(b), func(r *rand.Rand) float64 {
-		return Median(resample(r, a, sa)) / Median(resample(r, b, sb))
+		return sortMedian(resample(r, a, sa)) / sortMedian(resample(r, b, sb))
 	})
 }
 
