@@ -21,6 +21,7 @@ import (
 	"dray/internal/pull"
 	"dray/internal/seed"
 	"dray/internal/store"
+	"dray/internal/userns"
 )
 
 // SeedManifest lists what is in a seed.
@@ -110,11 +111,20 @@ func checkSeedLayout(layout Layout, form seed.Form) error {
 		return nil
 	case layout != LayoutDir && layout != LayoutBoth:
 		return fmt.Errorf("layout %q: want erofs, dir or both: %w", layout, ErrSeedTarget)
-	case form == seed.AsDir && !systemWide():
-		return fmt.Errorf("a directory of layout %s needs root, for owners, devices and trusted.* attributes of the trees; "+
-			"x.tar and x.erofs hold them as data and need none, nor does layout erofs: %w", layout, ErrSeedTarget)
+	case form == seed.AsDir && !keepsOwners():
+		return fmt.Errorf("a directory of layout %s needs root or a user namespace with a range of IDs (/etc/subuid, /etc/subgid), for the owners in its trees; "+
+			"x.tar and x.erofs hold them as data and need neither, nor does layout erofs: %w", layout, ErrSeedTarget)
 	}
 	return nil
+}
+
+// keepsOwners tells whether files can have the owners that images say.
+func keepsOwners() bool { return systemWide() || userns.Inside() && !userns.SingleID() }
+
+// SeedNeedsOwners tells whether what is made at out with a layout has files of many
+// owners: whoever is not root has to be in a user namespace then.
+func SeedNeedsOwners(out string, layout Layout) bool {
+	return (layout == LayoutDir || layout == LayoutBoth) && seedForm(out) == seed.AsDir
 }
 
 func seedForm(out string) seed.Form {
@@ -295,15 +305,30 @@ func newSeedContent(form seed.Form, o SeedOptions) *seed.Content {
 	return content
 }
 
-// unpackBeside makes the tree of a layer beside its tar.
-func (c *Client) unpackBeside(ctx context.Context, l *store.Layer) error {
+// unpackBeside makes the tree of a layer beside its tar, with whiteouts in the form of
+// this process, and returns what it lacks that was not known.
+func (c *Client) unpackBeside(ctx context.Context, l *store.Layer) (lacks []string, err error) {
 	tar, offset, err := l.OpenTar()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = tar.Close() }()
-	_, err = pull.Unpack(ctx, l.Path, storedTar(l, tar, offset), layer.Limits{}, apply.Options{ContentHash: apply.SHA256, Log: c.log})
-	return err
+	o := apply.Options{ContentHash: apply.SHA256, Log: c.log}
+	if userns.Inside() {
+		o.Whiteouts, o.UserNS = apply.User, true
+	}
+	tree, err := pull.Unpack(ctx, l.Path, storedTar(l, tar, offset), layer.Limits{}, o)
+	if err != nil {
+		return nil, err
+	}
+	l.Whiteouts = tree.Whiteouts
+	for _, note := range tree.Notes {
+		if !slices.Contains(l.Notes, note) {
+			lacks = append(lacks, note)
+		}
+	}
+	l.Notes = slices.Concat(l.Notes, lacks)
+	return lacks, nil
 }
 
 // seedGatherer collects what a seed is to hold.
@@ -386,10 +411,15 @@ func (c *Client) writeSeedDir(ctx context.Context, references []string, work *se
 	}
 	if content.Layout != store.LayoutEROFS {
 		for _, l := range content.Layers {
-			if err := c.unpackBeside(ctx, l); err != nil {
+			lacks, err := c.unpackBeside(ctx, l)
+			if err != nil {
 				return nil, err
 			}
+			for _, note := range lacks {
+				report.Notes = append(report.Notes, fmt.Sprintf("tree of layer %s: %s", l.DiffID, note))
+			}
 		}
+		report.SeedManifest = content.Manifest()
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // made to be shared
 		return nil, err

@@ -39,7 +39,9 @@ the same bytes; the time in them is $SOURCE_DATE_EPOCH, or 1970. Needs no root.
 --layout erofs, the default, puts tars with their indexes in, of which every store
 makes what it needs. --layout dir puts trees in instead and --layout both all: with
 --trust-seed they are used as they are by kernels that do not mount EROFS from files.
-Files carry trees as data; a directory of trees can be made by root only.` + cli.ReferenceHelp + `
+Files carry trees as data. A directory of trees has files of many owners: without root
+they are those of the user namespace that dray makes, where the trees are of use, and
+what cannot be there (devices) is in the layer's tar, beside the tree.` + cli.ReferenceHelp + `
 
 Examples:
   dray store seed nginx -o /usr/share/dray/seed
@@ -64,6 +66,13 @@ func runStoreSeed(app *cli.App, cmd *cobra.Command, refs []string, flags *seedFl
 	layout := dray.Layout(app.Globals.Layout)
 	if layout == dray.LayoutAuto {
 		layout = dray.LayoutEROFS
+	}
+	enter := app.EnterIfPossible
+	if dray.SeedNeedsOwners(flags.out, layout) {
+		enter = app.Enter
+	}
+	if err, finished := enter(cmd.Context()); finished {
+		return err
 	}
 	app.Globals.Layout = string(dray.LayoutAuto) // of the store
 	created, err := sourceDate()

@@ -259,19 +259,22 @@ func (e *Engine) take(ctx context.Context, f *flight, txn *store.Txn, l *seed.La
 	return record, seed.Loose.String(), err
 }
 
-// takeAsIs uses a trusted seed's own index or tree, and reads nothing of the tar.
+// takeAsIs uses a trusted seed's own index or tree, and reads nothing of the tar. Indexes
+// have whiteouts in the trusted form, trees in that of their record.
 func (e *Engine) takeAsIs(ctx context.Context, txn *store.Txn, l *seed.Layer) (record store.LayerRecord, ok bool) {
-	if e.options.Apply.UserNS || l.Record.Whiteouts != store.WhiteoutsTrusted {
-		return record, false // whiteouts are in another form
-	}
 	record = l.Record
 	record.UnsyncedBoot, record.DiskBytes = "", 0
-	record.Layout = store.LayoutSeed
-	record.Seed, record.DiskBytes = e.indexOf(ctx, txn, l)
-	if record.Seed == nil {
-		record.Layout = store.LayoutDir
-		record.Seed, _ = l.Tree() // without one, the tar has to be read
+	if !e.options.Apply.UserNS {
+		if record.Seed, record.DiskBytes = e.indexOf(ctx, txn, l); record.Seed != nil {
+			record.Layout, record.Whiteouts = store.LayoutSeed, store.WhiteoutsTrusted
+			return record, true
+		}
 	}
+	if l.Record.Whiteouts != whiteouts(e.options.Apply.Whiteouts) {
+		return record, false
+	}
+	record.Layout = store.LayoutDir
+	record.Seed, _ = l.Tree() // without one, the tar has to be read
 	return record, record.Seed != nil
 }
 

@@ -40,14 +40,15 @@ type Content struct {
 const Both = "both"
 
 // record returns the record of a layer as the seed has it, and the names of its files
-// and of its tree. What no index can express has a tree in directories only.
+// and of its tree. What no index can express has a tree in directories only. A tree that
+// lacks something has its tar beside it: nothing else proves what it is.
 func (c *Content) record(l *store.Layer) (record store.LayerRecord, files []string, tree bool) {
 	record = l.LayerRecord
 	record.Version, record.Created, record.DiskBytes, record.UnsyncedBoot, record.Seed = 1, c.Created.UTC(), 0, "", nil
 	record.TarVerity, record.IndexVerity = "", ""
 	record.Blob.Annotations, record.Blob.URLs = nil, nil
 	tree = (c.Layout == store.LayoutDir || c.Layout == Both) && (c.Form == AsDir || l.Layout == store.LayoutEROFS)
-	if !tree || c.Layout == Both || c.Form == AsEROFS { // a file system's trees have their contents there
+	if !tree || c.Layout == Both || c.Form == AsEROFS || len(l.Notes) > 0 { // a file system's trees have their contents there
 		files = append(files, store.TarName)
 	}
 	if l.Layout == store.LayoutEROFS && c.Layout != store.LayoutDir {
@@ -57,7 +58,7 @@ func (c *Content) record(l *store.Layer) (record store.LayerRecord, files []stri
 		files = append(files, store.JournalName)
 	}
 	if tree && (c.Layout == store.LayoutDir || l.Layout == store.LayoutTar) {
-		record.Layout, record.Whiteouts = store.LayoutDir, store.WhiteoutsTrusted
+		record.Layout, record.Whiteouts = store.LayoutDir, cmp.Or(l.Whiteouts, store.WhiteoutsTrusted)
 	}
 	return record, files, tree
 }

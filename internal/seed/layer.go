@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"dray/internal/oci"
 	"dray/internal/retar"
 	"dray/internal/store"
@@ -249,6 +251,11 @@ func (l *Layer) Tree() (*store.SeedRef, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
+	if l.Seed.machine.inUserNS {
+		if err := checkMapped(f); err != nil {
+			return nil, err
+		}
+	}
 	id, err := store.IdentifyFile(f)
 	if err != nil {
 		return nil, err
@@ -258,6 +265,20 @@ func (l *Layer) Tree() (*store.SeedRef, error) {
 		return nil, err
 	}
 	return &store.SeedRef{Seed: l.Seed.path, Path: path, Trusted: true, File: id}, nil
+}
+
+// checkMapped refuses a tree whose root directory is nobody's, as seen from a user
+// namespace: it was made in the namespace of somebody else.
+func checkMapped(root *os.File) error {
+	const overflowUID = 65534 // what the kernel shows of owners that are not mapped
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: root.Name(), Err: err}
+	}
+	if st.Uid == overflowUID {
+		return problem("%s: its owners are not mapped in this user namespace", root.Name())
+	}
+	return nil
 }
 
 // LayerIDs lists the layers that the seed has, as it says.
