@@ -5,15 +5,16 @@ import (
 	"errors"
 	"io"
 	"path"
-	"slices"
 
 	"dray/internal/layer"
 )
 
-// plan is what comes before the landmark, read ahead of the rest.
+// plan is what comes before the landmark, read ahead of the rest. A record may name all
+// files of a layer, so that little is held of each.
 type plan struct {
 	files   []*planned
-	names   map[string]bool // of files
+	found   map[string]*planned // what was looked for; nil: it is not there, or not yet
+	want    map[string]bool     // in the next reading; nil: all of it
 	spool   spool
 	matched []string
 	missed  []string
@@ -21,19 +22,23 @@ type plan struct {
 
 // planned is a file that was read ahead.
 type planned struct {
-	entry  *tocEntry
-	header []byte
-	at     int64 // in the spool
+	entry       *tocEntry
+	at          int64 // in the spool: its header, then its content
+	headerBytes int64
+	placed      bool // in files
 }
 
-func (p *plan) moved(name string) bool { return p.names[name] }
+// moved tells whether a file is written before the rest.
+func (p *plan) moved(name string) bool {
+	f := p.found[name]
+	return f != nil && f.placed
+}
 
 func (p *plan) close() { p.spool.close() }
 
 // newPlan reads what the options prioritize.
 func newPlan(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options) (*plan, error) {
-	p := &plan{names: map[string]bool{}, spool: spool{memory: o.SpillMemory, dir: o.TempDir}}
-	s := &searchPlan{asked: map[string]bool{}, want: map[string]bool{}, found: map[string]*planned{}}
+	p := &plan{found: map[string]*planned{}, spool: spool{memory: o.SpillMemory, dir: o.TempDir}}
 	var wanted []string
 	for _, name := range o.Prioritized {
 		clean, err := cleanName(name)
@@ -42,80 +47,90 @@ func newPlan(ctx context.Context, open func(context.Context) (io.ReadCloser, err
 			continue
 		}
 		wanted = append(wanted, clean)
-		s.add(clean)
+		p.ask(clean)
 	}
-	if err := p.readAll(ctx, open, o, s); err != nil {
+	if err := p.readAll(ctx, open, o); err != nil {
 		p.close()
 		return nil, err
 	}
+	p.matched = wanted[:0]
 	for _, name := range wanted {
-		if s.found[name] == nil {
+		if p.found[name] == nil {
 			p.missed = append(p.missed, name)
 			continue
 		}
 		p.matched = append(p.matched, name)
 		if !o.Lossless {
-			p.place(name, s.found)
+			p.place(name)
 		}
 	}
 	return p, nil
 }
 
-// searchPlan is what is looked for in a layer.
-type searchPlan struct {
-	asked map[string]bool // ever
-	want  map[string]bool // in the next reading
-	found map[string]*planned
-}
-
-// add asks for a name and its parents.
-func (s *searchPlan) add(name string) {
+// ask asks for a name and its parents.
+func (p *plan) ask(name string) {
 	for ; name != "" && name != "."; name = path.Dir(name) {
-		if !s.asked[name] && !IsMeta(name) {
-			s.asked[name], s.want[name] = true, true
+		if _, asked := p.found[name]; asked || IsMeta(name) {
+			continue
+		}
+		p.found[name] = nil
+		if p.want != nil {
+			p.want[name] = true
 		}
 	}
 }
 
+// wanted tells whether a name is looked for in this reading.
+func (p *plan) wanted(name string) bool {
+	if p.want != nil {
+		return p.want[name]
+	}
+	_, asked := p.found[name]
+	return asked
+}
+
 // readAll reads the layer until no hard link's target is missing.
-func (p *plan) readAll(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options, s *searchPlan) error {
+func (p *plan) readAll(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options) error {
 	const maxReads = 16 // chains of hard links to links are short
-	for reads := 0; len(s.want) > 0; reads++ {
+	for reads := 0; len(p.found) > 0 && (p.want == nil || len(p.want) > 0); reads++ {
 		if reads == maxReads {
 			return malformed("hard links of prioritized files are nested too deeply")
 		}
-		if err := p.read(ctx, open, o, s.want, s.found); err != nil {
+		var links []string // targets of hard links
+		err := p.read(ctx, open, o)
+		if err != nil {
 			return err
 		}
-		last := s.want
-		s.want = map[string]bool{}
-		for name := range last {
-			f := s.found[name]
-			if f == nil || f.entry.Type != "hardlink" {
+		for name, f := range p.found {
+			if f == nil || f.entry.Type != "hardlink" || !p.wanted(name) {
 				continue
 			}
 			if target, err := cleanName(f.entry.LinkName); err == nil {
-				s.add(target)
+				links = append(links, target)
 			}
+		}
+		p.want = map[string]bool{}
+		for _, target := range links {
+			p.ask(target)
 		}
 	}
 	return nil
 }
 
 // place appends a file behind its parents and its target.
-func (p *plan) place(name string, found map[string]*planned) {
-	if p.names[name] || name == "" || name == "." {
+func (p *plan) place(name string) {
+	if name == "" || name == "." || p.moved(name) {
 		return
 	}
-	p.place(parent(name), found)
-	f := found[name]
-	if f == nil || p.names[name] {
+	p.place(parent(name))
+	f := p.found[name]
+	if f == nil || f.placed {
 		return // a directory that has no entry
 	}
-	p.names[name] = true
+	f.placed = true
 	if f.entry.Type == "hardlink" {
 		if target, err := cleanName(f.entry.LinkName); err == nil {
-			p.place(target, found)
+			p.place(target)
 		}
 	}
 	p.files = append(p.files, f)
@@ -128,8 +143,8 @@ func parent(name string) string {
 	return ""
 }
 
-// read reads the layer and keeps the last entry of each name in want.
-func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options, want map[string]bool, found map[string]*planned) error {
+// read reads the layer and keeps the last entry of each name that is wanted.
+func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadCloser, error), o *Options) error {
 	src, err := open(ctx)
 	if err != nil {
 		return err
@@ -152,12 +167,17 @@ func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadClos
 		if err != nil {
 			return err
 		}
-		if !want[name] {
+		if !p.wanted(name) {
 			continue
 		}
-		f := &planned{entry: newTOCEntry(e), header: slices.Clone(header), at: p.spool.size}
-		found[name] = f
-		if e.Type == layer.Reg && !o.Lossless {
+		p.found[name] = &planned{entry: newTOCEntry(e), at: p.spool.size, headerBytes: int64(len(header))}
+		if o.Lossless {
+			continue // nothing is moved
+		}
+		if err := p.spool.write(header); err != nil {
+			return err
+		}
+		if e.Type == layer.Reg {
 			if err := t.body(e, p.spool.write); err != nil {
 				return err
 			}
