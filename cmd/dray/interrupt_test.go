@@ -61,8 +61,8 @@ func newGate(t *testing.T, registry string, hold int) *gate {
 func (g *gate) host() string { return strings.TrimPrefix(g.URL, "http://") }
 
 // interrupted runs dray until it is held at the gate, and interrupts it there. It
-// returns false if it ended before.
-func interrupted(t *testing.T, g *gate, dir string, args ...string) bool {
+// returns false if it ended before, and the code that it ended with.
+func interrupted(t *testing.T, g *gate, dir string, args ...string) (reached bool, code int) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Args[0] = "dray" // the test binary is the program under that name
@@ -79,17 +79,17 @@ func interrupted(t *testing.T, g *gate, dir string, args ...string) bool {
 		if err != nil {
 			t.Fatalf("%q: %v", args, err)
 		}
-		return false
+		return false, 0
 	case <-g.reached:
 	}
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	err := <-ended
-	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != int(dray.KindInterrupted) {
-		t.Errorf("%q, interrupted at request %d: %v", args, g.hold, err)
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%q, interrupted at request %d: %v", args, g.hold, err)
 	}
-	return true
+	return true, cmd.ProcessState.ExitCode()
 }
 
 // filesIn returns the names of what is below dir.
@@ -184,8 +184,12 @@ func interruptOnce(t *testing.T, hold int, args func(string) []string) bool {
 		t.Fatal(err)
 	}
 	g := newGate(t, server.URL, hold)
-	if !interrupted(t, g, dir, args(g.host())...) {
+	reached, code := interrupted(t, g, dir, args(g.host())...)
+	if !reached {
 		return false
+	}
+	if code != int(dray.KindInterrupted) {
+		t.Errorf("%q, interrupted at request %d: exit code %d", args(g.host()), hold, code)
 	}
 	if _, err := images.Record(t.Context(), server.Ref("a/b")+":record", dray.RecordAny); dray.KindOf(err) != dray.KindNotFound {
 		t.Errorf("at request %d: the record has a name: %v", hold, err)
@@ -198,6 +202,91 @@ func interruptOnce(t *testing.T, hold int, args func(string) []string) bool {
 	}
 	for _, name := range filesIn(t, dir) {
 		if name != "out.json" && name != "rec.json" {
+			t.Errorf("at request %d: %s is left", hold, name)
+		}
+	}
+	return true
+}
+
+// A conversion or copy that is interrupted at any of its requests but a last one, when
+// all is done, has not tagged its target, and leaves no temporary files.
+func TestInterruptedImages(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, args string // HOST is the registry
+	}{
+		{"convert", "image convert --estargz --conversions none http://HOST/a/b:image http://HOST/c/d:new"},
+		{"convert with a list", "image convert --zstdchunked --conversions none --prefetch-list list --tmpdir tmp http://HOST/a/b:image http://HOST/c/d:new"},
+		{"convert with TOCs beside", "image convert --estargz --estargz-external-toc --conversions memory http://HOST/a/b:image http://HOST/c/d:new"},
+		{"convert to a layout", "image convert --estargz --conversions none http://HOST/a/b:image local://layout:new"},
+		{"convert to an archive", "image convert --estargz --conversions none http://HOST/a/b:image oci-archive:out.tar:new"},
+		{"copy", "image cp http://HOST/a/b:image http://HOST/c/d:new"},
+		{"copy to a layout", "image cp http://HOST/a/b:image local://layout:new"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			const most = 60 // requests of one command
+			late := 0
+			for hold := 1; interruptImage(t, hold, test.args, &late); hold++ {
+				if hold == most {
+					t.Fatalf("never ended before request %d", hold)
+				}
+			}
+			if late > 1 {
+				t.Errorf("at %d requests it was too late", late)
+			}
+		})
+	}
+}
+
+// interruptImage interrupts a command at a request, in a registry and a directory of
+// its own, and looks at what is left. It returns false if the command ended before,
+// and counts in late if it was done.
+func interruptImage(t *testing.T, hold int, args string, late *int) bool {
+	t.Helper()
+	layouts, dir := t.TempDir(), t.TempDir()
+	testkit.Image(t).Layer(testkit.File("bin/sh", "#!")).Layer(testkit.File("data", "data")).Write(testkit.LayoutAt(t, filepath.Join(layouts, "a", "b")), "image")
+	server := testkit.Registry(t, layouts)
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "list"), []byte("bin/*\n"), 0o600), os.Mkdir(filepath.Join(dir, "tmp"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	g := newGate(t, server.URL, hold)
+	reached, code := interrupted(t, g, dir, strings.Fields(strings.ReplaceAll(args, "HOST", g.host()))...)
+	if !reached {
+		if hold == 1 {
+			t.Error("no request was made")
+		}
+		return false
+	}
+	// What asks, when all is done, whether the source's tag has moved, came too late.
+	done := code == 0
+	if !done && code != int(dray.KindInterrupted) {
+		t.Errorf("at request %d: exit code %d", hold, code)
+	}
+	if done {
+		*late++
+	}
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/v2/c/d/manifests/new", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close()
+	if remote := strings.HasSuffix(args, "/c/d:new"); (answer.StatusCode == http.StatusOK) != (done && remote) {
+		t.Errorf("at request %d: the target's tag answers %s", hold, answer.Status)
+	}
+	for _, name := range filesIn(t, dir) {
+		switch first, base := strings.Split(name, "/")[0], filepath.Base(name); {
+		case name == "layout/index.json":
+			if raw, err := os.ReadFile(filepath.Join(dir, name)); err != nil || strings.Contains(string(raw), "new") != done {
+				t.Errorf("at request %d: the layout's index is %s, %v", hold, raw, err)
+			}
+		case name == "out.tar" && done:
+		case name == "list", first == "memory", name == "layout/oci-layout", strings.HasPrefix(name, "layout/blobs/sha256/") && !strings.HasPrefix(base, "."):
+		default:
 			t.Errorf("at request %d: %s is left", hold, name)
 		}
 	}
