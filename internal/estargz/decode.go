@@ -16,8 +16,9 @@ const maxPrioritized = 1 << 20
 
 // document is a TOC as it was decoded.
 type document struct {
-	table          *table
-	digest         oci.Digest // of its bytes
+	table          *table                 // nil if entries are only looked at
+	add            func(*jsonEntry) error // takes each entry, in order
+	digest         oci.Digest             // of its bytes
 	tarSplitDigest oci.Digest
 	prioritized    []string // of a lossless layer; see [Options.Lossless]
 }
@@ -25,10 +26,19 @@ type document struct {
 // decodeTOC reads a TOC to its end. payload is the size of the part of the blob
 // that chunks may point to.
 func decodeTOC(r io.Reader, payload int64, l Limits) (*document, error) {
+	t := &table{limits: l, payload: payload}
+	d := &document{table: t, add: t.add}
+	if err := d.read(r, l, t.finish); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// read decodes a TOC to its end, then calls finish.
+func (d *document) read(r io.Reader, l Limits, finish func() error) error {
 	hash := sha256.New()
 	in := &entryReader{r: io.TeeReader(r, hash), total: l.MaxTOCBytes, entryMax: l.MaxEntryBytes}
 	in.reset()
-	d := &document{table: &table{limits: l, payload: payload}}
 	dec := json.NewDecoder(bufio.NewReader(in))
 	err := d.decode(dec, in)
 	if err == nil {
@@ -39,13 +49,13 @@ func decodeTOC(r io.Reader, payload int64, l Limits) (*document, error) {
 		}
 	}
 	if err == nil {
-		err = d.table.finish()
+		err = finish()
 	}
 	if err != nil {
-		return nil, explainJSON(err, in)
+		return explainJSON(err, in)
 	}
 	d.digest = oci.DigestOf(oci.SHA256, hash)
-	return d, nil
+	return nil
 }
 
 // explainJSON keeps the errors of the source and makes the others ours.
@@ -138,7 +148,7 @@ func (d *document) decodeField(dec *json.Decoder, in *entryReader, key string) e
 		}
 		return nil
 	case "entries":
-		return decodeArray(dec, in, d.table.add)
+		return decodeArray(dec, in, d.add)
 	case "tarSplitDigest":
 		var s string
 		if err := dec.Decode(&s); err != nil || s == "" {
@@ -151,6 +161,9 @@ func (d *document) decodeField(dec *json.Decoder, in *entryReader, key string) e
 		return decodeArray(dec, in, func(name *string) error {
 			if len(d.prioritized) == maxPrioritized {
 				return malformed("TOC prioritizes more than %d names", maxPrioritized)
+			}
+			if d.table == nil {
+				return nil
 			}
 			clean, err := cleanName(*name)
 			d.prioritized = append(d.prioritized, clean)
