@@ -65,6 +65,31 @@ func (r *Repository) BlobRange(ctx context.Context, d oci.Descriptor, offset, si
 	}{io.LimitReader(s, size), s}, nil
 }
 
+// BlobParts returns what opens parts of a blob, like [Repository.BlobRange], but
+// never has more transferred than what was asked for: [ErrNoRanges] where the host
+// does not serve ranges. What one part teaches of the host and of where it redirects
+// to, the others know. It may be called by several goroutines.
+func (r *Repository) BlobParts(d oci.Descriptor) (open func(ctx context.Context, offset, size int64) (io.ReadCloser, error), err error) {
+	if _, err := oci.ParseDigest(string(d.Digest)); err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	b := &blob{repository: r, digest: d.Digest, size: d.Size, sources: r.blobSources(d)}
+	return func(ctx context.Context, offset, size int64) (io.ReadCloser, error) {
+		if offset < 0 || size <= 0 || offset > d.Size-size {
+			return nil, fmt.Errorf("open blob %s: %d bytes from %d of %d", d.Digest, size, offset, d.Size)
+		}
+		s := b.span(ctx, offset, offset+size)
+		s.exact = true
+		if b.sources[s.source].health.noRanges.Load() {
+			return nil, ErrNoRanges
+		}
+		if err := s.connect(); err != nil {
+			return nil, fmt.Errorf("read blob %s of %s: %w", d.Digest, r.name, err)
+		}
+		return s, nil
+	}, nil
+}
+
 // blob is one blob and where it may be had.
 type blob struct {
 	repository *Repository

@@ -21,15 +21,15 @@ import (
 
 // States that a caller handles. [*Error] has the details.
 var (
-	ErrNotFound     = errors.New("not found in the registry")           // 404: no such repository, manifest or blob
-	ErrUnauthorized = errors.New("not authorized")                      // 401: no credentials, or wrong ones
-	ErrDenied       = fmt.Errorf("access denied: %w", ErrUnauthorized)  // 403: known, but may not
-	ErrUnreachable  = errors.New("registry unreachable")                // name, connection, TLS, time-outs, 429 and 5xx after retries
-	ErrProtocol     = errors.New("registry breaks the protocol")        // lies about ranges, redirects for ever, answers nonsense
-	ErrBlocked      = errors.New("registry is blocked by its settings") // Host.Blocked
+	ErrNotFound     = errors.New("not found in the registry")             // 404: no such repository, manifest or blob
+	ErrUnauthorized = errors.New("not authorized")                        // 401: no credentials, or wrong ones
+	ErrDenied       = fmt.Errorf("access denied: %w", ErrUnauthorized)    // 403: known, but may not
+	ErrUnreachable  = errors.New("registry unreachable")                  // name, connection, TLS, time-outs, 429 and 5xx after retries
+	ErrProtocol     = errors.New("registry breaks the protocol")          // lies about ranges, redirects for ever, answers nonsense
+	ErrBlocked      = errors.New("registry is blocked by its settings")   // Host.Blocked
+	ErrNoRanges     = fmt.Errorf("no ranges are served: %w", ErrProtocol) // where exactly one was needed
 	errAllOfIt      = errors.New("range request answered with all of it")
-	errStalled      = errors.New("no progress within the time-out")       // cause of a cancelled request
-	errNoRanges     = fmt.Errorf("no ranges are served: %w", ErrProtocol) // where exactly one was needed
+	errStalled      = errors.New("no progress within the time-out") // cause of a cancelled request
 )
 
 // Error is a request that failed.

@@ -62,7 +62,7 @@ func (w *wide) Read(p []byte) (int, error) {
 		switch {
 		case n > 0:
 			return n, nil // an error comes again
-		case errors.Is(err, errNoRanges):
+		case errors.Is(err, ErrNoRanges):
 			w.follow(w.plain)
 		case w.leading && errors.Is(err, io.EOF):
 			w.follow(w.rest)

@@ -18,7 +18,7 @@ import (
 type span struct {
 	blob        *blob
 	offset, end int64
-	exact       bool // asks for exactly its bytes, and fails with errNoRanges where ranges are not served
+	exact       bool // asks for exactly its bytes, and fails with ErrNoRanges where ranges are not served
 	probe       bool // exact until that would fail: then the span goes on to the blob's end
 
 	connect func() error      // opens body at offset; set by blob.span, with its context
@@ -95,7 +95,7 @@ func (s *span) reconnect() error {
 }
 
 func (s *span) wrap(err error) error {
-	if err == nil || errors.Is(err, errNoRanges) {
+	if err == nil || errors.Is(err, ErrNoRanges) {
 		return err
 	}
 	return fmt.Errorf("read blob %s of %s at %d: %w", s.blob.digest, s.blob.repository.name, s.offset, err)
@@ -123,7 +123,7 @@ func (s *span) recover(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if errors.Is(err, errNoRanges) {
+	if errors.Is(err, ErrNoRanges) {
 		return err
 	}
 	current := s.blob.sources[s.source]
@@ -232,7 +232,7 @@ func (s *span) withoutRanges(ctx context.Context, why error) error {
 	s.blob.sources[s.source].distrust(ctx, why)
 	s.widen()
 	if s.exact {
-		return errNoRanges
+		return ErrNoRanges
 	}
 	return s.request(ctx)
 }
