@@ -100,7 +100,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 		form = apply.User
 	}
 	c.engine, err = pull.New(pull.Options{
-		Store: c.store, Seeds: c.seeds, Workers: o.Workers, Linger: o.Linger, Sync: pull.SyncMode(o.Sync), Layout: c.chooseLayout,
+		Store: c.store, Seeds: c.seeds, Reuse: o.Reuse.engine(), Workers: o.Workers, Linger: o.Linger, Sync: pull.SyncMode(o.Sync), Layout: c.chooseLayout,
 		Apply:      apply.Options{Whiteouts: form, UserNS: inside, IgnoreChownErrors: inside && userns.SingleID(), Log: o.Log},
 		Decompress: layer.Options{MaxBytes: o.MaxLayerBytes, LargeStretches: c.Explain().largeStretches()},
 		ZstdLayers: c.Explain().ZstdLayers,

@@ -59,7 +59,7 @@ func KindOf(err error) Kind {
 		{KindBusy, []error{}},
 		{KindUnauthorized, []error{registry.ErrUnauthorized}},
 		{KindNotFound, []error{registry.ErrNotFound, ocidir.ErrNotFound, ocidir.ErrNotLayout, oci.ErrPlatform, records.ErrNone, estargz.ErrNoTOC}},
-		{KindUsage, []error{repo.ErrTarget, convert.ErrOptions, ErrForm, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName}},
+		{KindUsage, []error{repo.ErrTarget, convert.ErrOptions, ErrForm, ErrReuse, oci.ErrReference, oci.ErrDigest, oci.ErrPlatformName}},
 		{KindInterrupted, []error{context.Canceled}},
 		{KindUnreachable, []error{registry.ErrUnreachable, registry.ErrProtocol, registry.ErrBlocked, context.DeadlineExceeded}},
 		{KindOther, []error{convert.ErrUnsupported, estargz.ErrUnsupported, ErrLayout}},

@@ -44,6 +44,10 @@ type Options struct {
 
 	Layout Layout // how new layers are stored; "": [LayoutAuto]
 
+	// Reuse takes files that the store has from there when a seekable layer is pulled
+	// (eStargz, zstd:chunked), see [ReuseFiles]; nil: every layer is fetched whole.
+	Reuse *Reuse
+
 	MaxLayerBytes int64 // uncompressed size of one layer; 0: [layer.DefaultMaxBytes]
 	MaxEntries    int64 // files of one layer; 0: [layer.DefaultMaxEntries]
 

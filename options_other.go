@@ -7,3 +7,8 @@ func systemWide() bool { return false }
 
 // nativeErrors returns the sentinels of a kind that only packages for Linux have.
 func nativeErrors(Kind) []error { return nil }
+
+// Reuse is how a client reuses files. Nothing is pulled here.
+type Reuse struct{}
+
+func newReuse(bool) *Reuse { return &Reuse{} }

@@ -1,16 +1,25 @@
 package main
 
 import (
+	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"dray"
+	"dray/internal/estargz"
+	"dray/internal/oci"
+	"dray/internal/ocidir"
 	"dray/internal/testkit"
 )
 
@@ -89,6 +98,76 @@ func TestMemoryOfPulls(t *testing.T) { //nolint:paralleltest // measures
 			s.stop(t)
 		})
 	}
+}
+
+// Nor does a pull that takes files from the store take more.
+func TestMemoryOfReuse(t *testing.T) { //nolint:paralleltest // measures
+	if testing.Short() || testkit.Race {
+		t.Skip("pulls 1 GB; scripts/test runs it by itself")
+	}
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.MemoryCgroup())
+	have := build(t)
+	program := filepath.Join(t.TempDir(), "dray")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	formula := explained(t, program)
+	for _, format := range []estargz.Format{estargz.EStargz, estargz.ZstdChunked} { //nolint:paralleltest // measures
+		layouts := t.TempDir()
+		l := testkit.LayoutAt(t, filepath.Join(layouts, "image"))
+		seekable(t, l, "v1", format, 1)
+		blob := seekable(t, l, "v2", format, 2)
+		for _, mode := range []string{dray.ReuseAuto, dray.ReuseAlways} { //nolint:paralleltest // measures
+			t.Run(format.String()+"/"+mode, func(t *testing.T) {
+				registry := testkit.Registry(t, layouts)
+				group := testkit.Cgroup(t, memoryMax)
+				dir := t.TempDir()
+				s := serveWith(t, dir, "/bin/sh", append([]string{"-c"}, group.Command(program, "serve", "--reuse-files", mode, "--listen", filepath.Join(dir, "socket")).Args[2:]...)...)
+				for _, tag := range []string{"v1", "v2"} {
+					if got := ask(t, have.hub, s.path("socket"), registry.Ref("image:"+tag), s.bundle(t, tag)); !strings.HasPrefix(got, "sha256:") {
+						t.Errorf("got %q: %s", got, s.stderr)
+					}
+					registry.Add(testkit.Slow("/blobs/"+string(blob.Digest), 64<<10, 5*time.Millisecond)) // or auto has no reason
+				}
+				if n, sent := registry.Count("/blobs/" + string(blob.Digest)); sent > blob.Size*2/3 {
+					t.Errorf("little was reused: %d of %d bytes were sent, in %d requests", sent, blob.Size, n)
+				}
+				held := peakMemory(t, s.cmd.Process.Pid)
+				t.Logf("held %d bytes, formula %d, cgroup's peak %d", held, formula.TotalBytes, group.Peak())
+				if most := int64(promisedBytes + lateBytes); held > most {
+					t.Errorf("the service held %d bytes, at most it should be %d", held, most)
+				}
+				s.stop(t)
+			})
+		}
+	}
+}
+
+// seekable writes an image of one layer of 250 MB in 100,200 files, of which one in ten
+// of the large ones is of that version, and returns the layer.
+func seekable(t *testing.T, l *ocidir.Layout, tag string, format estargz.Format, version uint64) oci.Descriptor {
+	t.Helper()
+	var entries []testkit.Entry
+	for i := range uint64(200) {
+		seed := i
+		if i%10 == 0 {
+			seed += version << 32
+		}
+		entries = append(entries, testkit.Text(fmt.Sprint("large/", i), 1<<20, seed))
+	}
+	entries = slices.AppendSeq(entries, testkit.FileSeq("files", 100_000))
+	tar := testkit.Tar(entries...)
+	var blob bytes.Buffer
+	result, err := estargz.Write(t.Context(), &blob, func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(tar)), nil
+	}, estargz.Options{Format: format, Level: 1, ChunkSize: 900_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Image(t).Blob(result.MediaType, blob.Bytes()).
+		Config(func(i *oci.Image) { i.RootFS.DiffIDs[0] = result.DiffID }).
+		Manifest(func(m *oci.Manifest) { m.Layers[0].Annotations = result.Annotations }).Write(l, tag)
+	return oci.Descriptor{Digest: result.Digest, Size: result.Size}
 }
 
 func explained(t *testing.T, program string) dray.Formula {

@@ -67,6 +67,7 @@ const inputBytes = 32 << 10
 // Decompressor reads the tar of a layer. Not safe for concurrent use.
 type Decompressor struct {
 	src         *source
+	in          *bufio.Reader // over src
 	codec       io.ReadCloser
 	compression Compression
 	maxBytes    int64
@@ -105,6 +106,7 @@ func Decompress(src io.Reader, o Options) (*Decompressor, error) {
 	orDefault(&o.MaxWindowBytes, DefaultMaxWindowBytes)
 	d := &Decompressor{src: &source{r: src}, maxBytes: o.MaxBytes}
 	in := bufio.NewReaderSize(d.src, inputBytes)
+	d.in = in
 	head, err := in.Peek(blockBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err

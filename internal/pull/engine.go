@@ -45,6 +45,8 @@ type Options struct {
 	// [store.LayoutEROFS] cannot express is stored in [store.LayoutDir].
 	Layout func(context.Context) (layout, reason string, err error)
 
+	Reuse *Reuse // of files that the store has; nil: every layer is fetched whole
+
 	// Whole stores every layer by itself, as its tar: nothing is used where it lies in
 	// a seed, and what no index can express is a tar alone ([store.LayoutTar]).
 	Whole bool
@@ -244,6 +246,13 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 	var wanted []job
 	var wantedBytes int64
 	reports := &reporter{output: r.Progress}
+	var kin []oci.DiffID
+	if e.options.Reuse != nil {
+		var err error
+		if kin, err = e.options.Reuse.kin(e, r, found); err != nil {
+			return err
+		}
+	}
 	for i, id := range found.image.RootFS.DiffIDs {
 		positions[id] = append(positions[id], i)
 		if len(positions[id]) > 1 {
@@ -260,7 +269,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, offline: r.Offline}
+		j := job{diffID: id, blob: blob, layout: evidence.Layout, source: source, offline: r.Offline, kin: kin}
 		switch offered, refused := e.offered(j); {
 		case offered: // what it takes here is known when it is looked at
 		case r.Offline:

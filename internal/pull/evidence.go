@@ -26,6 +26,7 @@ type Evidence struct {
 	NetworkBytes int64 `json:"network_bytes"` // received as blobs and manifests by this pull
 	StoreBytes   int64 `json:"store_bytes"`   // compressed size of layers that were there already
 	SeedBytes    int64 `json:"seed_bytes"`    // compressed size of layers that seeds had
+	ReusedBytes  int64 `json:"reused_bytes"`  // compressed size of what was not fetched of layers, as the store had the files
 	SizeBytes    int64 `json:"size_bytes"`    // uncompressed, each distinct layer once
 	DiskBytes    int64 `json:"disk_bytes"`    // blocks that each distinct layer takes
 
@@ -46,6 +47,14 @@ type LayerEvidence struct {
 	SizeBytes   int64      `json:"size_bytes"`         // uncompressed
 	Layout      string     `json:"layout,omitempty"`
 	Notes       []string   `json:"notes,omitempty"`
+
+	// Reuse says why files of the store were used instead of parts of the blob, or
+	// were not, where they might have been.
+	Reuse string `json:"reuse,omitempty"`
+
+	// Reused says what was copied from files of the store. Then the diff ID was
+	// verified, which names all of the layer, and the blob's digest could not be.
+	Reused *Reused `json:"reused,omitempty"`
 }
 
 // Stages are wall times.

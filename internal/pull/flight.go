@@ -22,6 +22,8 @@ type job struct {
 
 	rewrite bool // the store has it in another layout
 	offline bool // only seeds may be asked
+
+	kin []oci.DiffID // layers of the store that may have files of this one
 }
 
 // flight is one layer on its way. Everyone in this process who wants it waits

@@ -45,7 +45,10 @@ type layerNotes struct {
 
 	seed    string  // that it came from; "" if none
 	seedUse string  // what became of it there, see [seed.Hold]
-	refused []error // what seeds had of it and was not as it should be
+	refused []error // what seeds had of it and was not as it should be, or files of the store
+
+	reuse  string  // why files of the store were used, or were not
+	reused *Reused // nil if all of the blob was read
 }
 
 // fetch brings one layer from its source into the store: the chain. It returns
@@ -71,18 +74,28 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 			return nil, false, how, err
 		}
 	}
-	body, err := f.source.Blob(ctx, f.blob, 0)
-	if err != nil {
-		return nil, false, how, err
+	var body io.ReadCloser
+	before := how
+	if len(f.kin) > 0 {
+		done, body, how, err = e.options.Reuse.fromFiles(e, ctx, f, txn, turn)
+		how.refused = append(before.refused, how.refused...)
+		if done != nil || err != nil {
+			return done, false, how, err
+		}
+		before = how
+	}
+	if body == nil {
+		if body, err = f.source.Blob(ctx, f.blob, 0); err != nil {
+			return nil, false, how, err
+		}
 	}
 	defer func() { _ = body.Close() }()
-	refused := how.refused
 	record, how, err := e.chain(ctx, f, txn, body, turn)
-	how.refused = refused
+	how.refused, how.reuse = before.refused, before.reuse
 	if err != nil {
 		return nil, false, how, err
 	}
-	how.networkBytes = f.fetched.Load()
+	how.networkBytes = before.networkBytes + f.fetched.Load()
 	done, err = e.commit(ctx, f, txn, record)
 	return done, false, how, err
 }

@@ -34,7 +34,7 @@ func newEvidence(r Request, found *resolved) *Evidence {
 func (e *Evidence) have(position int, l *store.Layer, source string, how layerNotes) {
 	at := &e.Layers[position]
 	at.Source, at.SizeBytes, at.Notes, at.Compression, at.Inflated, at.Layout = source, l.SizeBytes, l.Notes, how.compression, how.inflated, l.Layout
-	at.Seed, at.SeedUse = how.seed, how.seedUse
+	at.Seed, at.SeedUse, at.Reuse, at.Reused = how.seed, how.seedUse, how.reuse, how.reused
 	e.SizeBytes += l.SizeBytes
 	e.DiskBytes += l.DiskBytes
 	e.Fallbacks = append(e.Fallbacks, l.Notes...)
@@ -56,6 +56,9 @@ func (e *Evidence) flown(position int, f *flight, shared bool) {
 		source = "local"
 	default:
 		e.NetworkBytes += f.how.networkBytes
+		if f.how.reused != nil {
+			e.ReusedBytes += f.how.reused.StoredBytes
+		}
 	}
 	e.have(position, f.layer, source, f.how)
 	for _, refused := range f.how.refused {
@@ -84,7 +87,7 @@ func (e *Engine) knownEvidence(r Request, image *store.Image, begin time.Time) (
 		return nil, fmt.Errorf("read evidence of image %s: %w: %w; \"dray store rm %s\" removes it, so that it can be pulled again", digest, store.ErrCorrupt, err, digest)
 	}
 	evidence.Reference = r.Reference.String()
-	evidence.NetworkBytes, evidence.StoreBytes = 0, 0
+	evidence.NetworkBytes, evidence.StoreBytes, evidence.ReusedBytes = 0, 0, 0
 	for i := range evidence.Layers {
 		evidence.Layers[i].Source = "store"
 		evidence.StoreBytes += evidence.Layers[i].StoredBytes

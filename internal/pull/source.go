@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"dray/internal/oci"
+	"dray/internal/registry"
 )
 
 // Source is where an image comes from: a repository of a registry, or an OCI
@@ -23,6 +24,16 @@ type Source interface {
 	// pull and every flight that it started have ended.
 	Close() error
 }
+
+// Ranged is a [Source] that has parts of a blob.
+type Ranged interface {
+	// BlobParts returns what opens parts of d, not verified, as [Source.Blob] does all
+	// of it. It asks nobody; what it returns is safe for concurrent use, and fails where
+	// more would have to be transferred than was asked for.
+	BlobParts(d oci.Descriptor) (open func(ctx context.Context, offset, size int64) (io.ReadCloser, error), err error)
+}
+
+var _ Ranged = (*registry.Repository)(nil)
 
 // sharedSource closes its source when the last user is done: a flight may outlive
 // the pull that started it.

@@ -1,10 +1,14 @@
 package faults
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
+	"dray/internal/estargz"
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/testkit"
@@ -81,6 +85,23 @@ func (c contents) write(tb testing.TB, l *ocidir.Layout, tag string, first int) 
 		}
 	}
 	b.Write(l, tag)
+}
+
+// writeSeekable stores an image of one layer as zstd:chunked, and returns its digest.
+func (c contents) writeSeekable(tb testing.TB, l *ocidir.Layout, tag string) oci.Digest {
+	tb.Helper()
+	tar := testkit.Tar(c.layers[0]...)
+	var blob bytes.Buffer
+	result, err := estargz.Write(tb.Context(), &blob, func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(tar)), nil
+	}, estargz.Options{Format: estargz.ZstdChunked, Lossless: true})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	testkit.Image(tb).Blob(result.MediaType, blob.Bytes()).
+		Config(func(i *oci.Image) { i.Config.Cmd, i.RootFS.DiffIDs[0] = []string{"/bin/tool"}, result.DiffID }).
+		Manifest(func(m *oci.Manifest) { m.Layers[0].Annotations = result.Annotations }).Write(l, tag)
+	return result.Digest
 }
 
 // differs compares what is mounted at dir with the image.

@@ -161,6 +161,29 @@ func TestInjectionMerged(t *testing.T) { // not parallel: it mounts
 	}
 }
 
+// TestInjectionReuse is TestInjection where files of another image are taken.
+func TestInjectionReuse(t *testing.T) { // not parallel: it mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Mknod())
+	layouts := t.TempDir()
+	l := testkit.LayoutAt(t, filepath.Join(layouts, "image"))
+	same := []testkit.Entry{testkit.Dir("."), testkit.Random("same", 300_000, 1), testkit.Random("also", 100_000, 2)}
+	newContents(same).writeSeekable(t, l, "other")
+	image := newContents(append(slices.Clone(same), testkit.Random("new", 100_000, 3), testkit.Hardlink("link", "same")))
+	layer := image.writeSeekable(t, l, "main")
+	registry := testkit.Registry(t, layouts)
+	r := injector{
+		t: t, main: registry.Ref("image:main"), other: registry.Ref("image:other"), image: image,
+		scenario: scenario{name: "pull-reusing", prepare: [][]string{{"pull", "OTHER"}}, command: []string{"pull", "--reuse-files", "always", "MAIN"}},
+	}
+	if !nightly() {
+		r.share = mergedShare
+	}
+	r.all()
+	if n, sent := registry.Count("/blobs/" + string(layer)); n < 3 || sent == 0 {
+		t.Errorf("in %d requests nothing was reused", n)
+	}
+}
+
 // injector makes the calls of one scenario go wrong.
 type injector struct {
 	t           *testing.T

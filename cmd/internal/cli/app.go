@@ -30,6 +30,7 @@ type App struct {
 	Stderr        io.Writer // everything else
 	NewProgress   func(kind string, w io.Writer) (Progress, error)
 	StartProfile  func(dir string) (stop func() error, err error) // nil: the service cannot be profiled
+	ReuseFiles    func(mode string) (*dray.Reuse, error)          // nil: every layer is fetched whole
 	Globals       Globals
 	settings      settings
 	log           *slog.Logger
@@ -47,6 +48,7 @@ type Globals struct {
 	AuthFile           string
 	Platform           string
 	Layout             string
+	ReuseFiles         string
 	Seeds              []string
 	TrustedSeeds       []string
 	MaxLayerSize       string
@@ -211,6 +213,9 @@ func (a *App) addGlobals(root *cobra.Command) {
 	f.StringVar(&g.MaxLayerSize, "max-layer-size", "", "`size` that a layer may have uncompressed, such as 20GiB (empty: 1 TiB)")
 	f.Int64Var(&g.MaxEntries, "max-entries", 0, "`number` of files that a layer may have (0: ten million)")
 	f.StringVar(&g.Layout, "layout", "auto", "how new layers are stored: `auto|dir|erofs` (auto: erofs where the kernel mounts it from files; see store inspect --layouts)")
+	if a.ReuseFiles != nil {
+		f.StringVar(&g.ReuseFiles, "reuse-files", dray.ReuseAuto, "take files of seekable layers from the store and fetch only the rest: `auto|always|never` (auto: where an image of the same repository has them and the network is slower than copying; always: of any image)")
+	}
 	f.StringArrayVar(&g.Seeds, "seed", nil, "`path` of a seed, a directory or file with layers that need not be pulled; repeatable (default: /usr/share/dray/seed and /var/lib/dray/seeds/*; none: not even those)")
 	f.StringArrayVar(&g.TrustedSeeds, "trust-seed", nil, "`path` of a seed that is used without being hashed: only where a trusted party alone can write, as on a measured root file system; repeatable")
 	f.IntVar(&g.Workers, "workers", 0, "layers in flight at once (0: one per CPU)")
@@ -288,6 +293,12 @@ func (a *App) Options() (dray.Options, error) {
 	case dray.LayoutAuto, dray.LayoutDir, dray.LayoutEROFS:
 	default:
 		return o, Usage("--layout %q: want auto, dir or erofs", g.Layout)
+	}
+	if a.ReuseFiles != nil {
+		var err error
+		if o.Reuse, err = a.ReuseFiles(g.ReuseFiles); err != nil {
+			return o, Usage("--reuse-files: %w", err)
+		}
 	}
 	if g.AuthFile != "" {
 		o.AuthFiles = []string{g.AuthFile}

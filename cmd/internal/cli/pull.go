@@ -117,6 +117,9 @@ func (a *App) printImage(image *dray.Image) error {
 			len(e.Layers), Size(e.SizeBytes), Size(e.NetworkBytes), Size(e.SeedBytes), Size(e.StoreBytes),
 			time.Duration(e.Stages.Total).Round(time.Millisecond), Size(e.PeakBytes))
 	}
+	if err == nil && e.ReusedBytes > 0 {
+		_, err = fmt.Fprintf(a.Stderr, "%s not fetched: the store had the files\n", Size(e.ReusedBytes))
+	}
 	for _, fallback := range e.Fallbacks {
 		if err == nil {
 			_, err = fmt.Fprintf(a.Stderr, "note: %s\n", fallback)
