@@ -535,6 +535,22 @@ func TestBadSeed(t *testing.T) {
 		"newer": {func(path string) error {
 			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "seed.json"), []byte(`{"dray_seed":2,"needs":"9.9"}`), 0o600))
 		}, dray.KindCorrupt, `use dray "9.9" or newer`},
+		"newer format": {func(path string) error {
+			c.seed(t, path)
+			return os.WriteFile(filepath.Join(path, "version"), []byte(`{"version":2,"dray":"9.9"}`), 0o600)
+		}, dray.KindCorrupt, `use dray "9.9" or newer`},
+		"newer store": {func(path string) error {
+			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "version"), []byte(`{"version":2,"dray":"9.9"}`), 0o600))
+		}, dray.KindCorrupt, `use dray "9.9" or newer`},
+		"garbage for a version": {func(path string) error {
+			c.seed(t, path)
+			return os.WriteFile(filepath.Join(path, "version"), []byte(`x`), 0o600)
+		}, dray.KindUnverified, "read version"},
+		"ext4": {func(path string) error {
+			raw := make([]byte, 1<<20)
+			raw[1024+0x38], raw[1024+0x39] = 0x53, 0xef // its magic
+			return os.WriteFile(path, raw, 0o600)
+		}, dray.KindNotFound, "other file systems are to be mounted first"},
 		"garbage": {func(path string) error {
 			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "seed.json"), []byte(`[]`), 0o600))
 		}, dray.KindUnverified, "decode seed.json"},

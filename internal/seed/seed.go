@@ -98,15 +98,38 @@ func (s *Seed) check() error {
 	if err == nil {
 		_, err = DecodeManifest(raw)
 	}
-	if err != nil {
+	if err == nil {
+		err = checkVersion(from)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // what is in it has versions of its own
 		return fmt.Errorf("open seed %s: %w", s.path, err)
 	}
 	return nil
 }
 
+// checkVersion looks at the version file.
+func checkVersion(from files) error {
+	raw, err := readFile(from, versionName, maxDocumentBytes)
+	if err != nil {
+		return err
+	}
+	err = store.CheckVersion(versionName, raw)
+	if errors.Is(err, store.ErrCorrupt) {
+		return problem("%w", err)
+	}
+	return err
+}
+
 // checkOther looks for what is not a seed by name but can be used as one.
 func (s *Seed) checkOther(from files) error {
-	for _, name := range []string{versionName, layoutName, metastore.FileName} {
+	err := checkVersion(from)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open seed %s: %w", s.path, err)
+	}
+	for _, name := range []string{layoutName, metastore.FileName} {
 		p, err := from.open(name)
 		if err == nil && name == metastore.FileName {
 			return errors.Join(p.Close(), s.checkMetaStore(from))

@@ -124,6 +124,16 @@ func DecodeImage(path string, raw []byte) (*Image, error) {
 	return image, nil
 }
 
+// CheckVersion looks at the version file of a store that is not ours. The error is
+// [ErrCorrupt] or [ErrVersion].
+func CheckVersion(path string, raw []byte) error {
+	var v versionRecord
+	if err := decodeRecord(path, raw, &v); err != nil {
+		return err
+	}
+	return v.check()
+}
+
 // DecodeLayer reads the record of a layer that is in no store of ours.
 func DecodeLayer(path string, raw []byte) (*LayerRecord, error) {
 	layer := &LayerRecord{}

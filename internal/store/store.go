@@ -138,14 +138,21 @@ func (s *Store) checkVersion(ctx context.Context) error {
 		return s.create(ctx)
 	case err != nil:
 		return err
-	case v.Version > formatVersion:
-		return fmt.Errorf("format %d, this dray knows up to %d; use dray %s or newer: %w", v.Version, formatVersion, v.Dray, ErrVersion)
-	case v.Version < 1:
-		return fmt.Errorf("version file names format %d: %w", v.Version, ErrCorrupt)
-	case s.readOnly:
-		return nil
+	}
+	if err := v.check(); err != nil || s.readOnly {
+		return err
 	}
 	return s.makeDirs()
+}
+
+func (v *versionRecord) check() error {
+	switch {
+	case v.Version > formatVersion:
+		return fmt.Errorf("format %d, this dray knows up to %d; use dray %.40q or newer: %w", v.Version, formatVersion, v.Dray, ErrVersion)
+	case v.Version < 1:
+		return fmt.Errorf("version file names format %d: %w", v.Version, ErrCorrupt)
+	}
+	return nil
 }
 
 // create makes a new store. Its version comes last, so that a store with a

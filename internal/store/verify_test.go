@@ -305,7 +305,7 @@ func TestVersions(t *testing.T) {
 		want    error
 		says    string
 	}{
-		"newer":   {`{"version": 7, "dray": "3.1"}`, ErrVersion, "use dray 3.1 or newer"},
+		"newer":   {`{"version": 7, "dray": "3.1"}`, ErrVersion, `use dray "3.1" or newer`},
 		"garbage": {`?`, ErrCorrupt, fileVersion},
 		"empty":   {``, ErrCorrupt, fileVersion},
 		"zero":    {`{}`, ErrCorrupt, "format 0"},
