@@ -576,6 +576,60 @@ func TestBadSeed(t *testing.T) {
 	}
 }
 
+// Many layers that lie in a seed are merged like others: the same index is good for the
+// same places only.
+func TestSeedOfManyLayers(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	if layouts, err := newClient(t).Layouts(t.Context()); err != nil || layouts.Backing != "files" {
+		t.Skipf("layers are used where they lie if the kernel mounts EROFS from files: %+v, %v", layouts, err)
+	}
+	var layers [][]testkit.Entry
+	for i := range 33 {
+		entries := []testkit.Entry{testkit.Dir("d"), testkit.Text(fmt.Sprintf("d/%d", i), int64(700*i), uint64(i)), testkit.File("same", strings.Repeat("x", 600+i))}
+		if i%5 == 4 {
+			entries = append(entries, testkit.Whiteout(fmt.Sprintf("d/%d", i-1)))
+		}
+		layers = append(layers, entries)
+	}
+	dir := t.TempDir()
+	b := testkit.Image(t)
+	for _, l := range layers {
+		b = b.Layer(l...)
+	}
+	c := &seedCase{built: b.Write(testkit.LayoutAt(t, dir), "v1"), server: testkit.Registry(t, dir), want: testkit.Expect(layers...)}
+	c.pinned = c.server.Ref("some/name@" + string(c.built.Manifest.Digest))
+	for _, form := range []string{"dir", "x.erofs"} {
+		path := filepath.Join(t.TempDir(), form)
+		c.seed(t, path)
+		for use, o := range map[string]dray.Options{"held": {Seeds: []string{path}}, "trusted": {TrustedSeeds: []string{path}}} {
+			client := clientWith(t, o)
+			c.mountsMerged(t, client, use)
+			if use == "held" {
+				check(t, os.Rename(path, path+".away")) // layers have to be pulled, to other places
+				c.mountsMerged(t, client, "")
+				check(t, os.Rename(path+".away", path))
+			}
+		}
+	}
+}
+
+// mountsMerged mounts what comes from a seed, or does not, and compares.
+func (c *seedCase) mountsMerged(t *testing.T, client *dray.Client, use string) {
+	t.Helper()
+	target := filepath.Join(t.TempDir(), "rootfs")
+	m := mountAt(t, client, c.pinned, target, dray.MountOptions{ReadOnly: true, Pull: dray.PullOptions{Offline: use != ""}})
+	if !m.Merged || m.Image.Evidence.Layers[0].SeedUse != use {
+		t.Errorf("%s: merged %v, evidence %+v", use, m.Merged, m.Image.Evidence)
+	}
+	if diff := testkit.Diff(c.want, testkit.Tree(t, target)); diff != "" {
+		t.Errorf("%s: %s", use, diff)
+	}
+	if report, err := client.Verify(t.Context(), dray.VerifyOptions{}); err != nil || !report.OK() {
+		t.Errorf("%s: verify: %+v, %v", use, report, err)
+	}
+	check(t, client.Unmount(t.Context(), target))
+}
+
 // A seed that goes away under a running client costs a pull, no more; layers that were
 // used where they lay are as good as absent.
 func TestSeedVanishes(t *testing.T) { //nolint:paralleltest // mounts

@@ -39,7 +39,7 @@ func (m *Mounter) mergedIndex(ctx context.Context, layers []*store.Layer) (*stor
 	if m.mergeAbove < 0 || len(below) <= m.mergeAbove || m.userXattr {
 		return nil, nil
 	}
-	trees := slices.DeleteFunc(slices.Clone(below), func(l *store.Layer) bool { return l.Layout == store.LayoutEROFS })
+	trees := slices.DeleteFunc(slices.Clone(below), (*store.Layer).Indexed)
 	if len(trees) == len(below) {
 		return nil, nil // as was asked for
 	}
@@ -48,7 +48,7 @@ func (m *Mounter) mergedIndex(ctx context.Context, layers []*store.Layer) (*stor
 		return nil, nil
 	}
 	ids := diffIDs(layers)
-	merged, err := m.store.PutMerged(ctx, ids, func(dir string) (store.MergedRecord, error) {
+	merged, err := m.store.PutMerged(ctx, layers, func(dir string) (store.MergedRecord, error) {
 		return writeMerged(ctx, filepath.Join(dir, store.IndexName), ids, below)
 	})
 	switch {

@@ -111,7 +111,7 @@ func mountIndex(path, measured string, layers ...*store.Layer) (int, error) {
 		}
 	}()
 	for _, l := range layers {
-		tar, err := openSealed(l.Tar(), l.TarVerity)
+		tar, err := openTar(l)
 		if err != nil {
 			return -1, err
 		}
@@ -126,6 +126,19 @@ func mountIndex(path, measured string, layers ...*store.Layer) (int, error) {
 		err = errors.Join(err, loopErr)
 	}
 	return fd, err
+}
+
+// openTar opens what the contents of a layer are in.
+func openTar(l *store.Layer) (int, error) {
+	if l.Seed == nil {
+		return openSealed(l.Tar(), l.TarVerity)
+	}
+	f, err := l.Seed.Open()
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = f.Close() }()
+	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
 // openSealed opens a file of the store for the kernel, and compares it with what was

@@ -92,6 +92,9 @@ func (l *Layer) Index() string {
 	return filepath.Join(l.Path, IndexName)
 }
 
+// Indexed tells whether the layer is a tar with an index.
+func (l *Layer) Indexed() bool { return l.Layout == LayoutEROFS || l.Layout == LayoutSeed }
+
 // OpenTar opens the file that the uncompressed layer is in, and returns where in it
 // the layer begins. The caller closes it.
 func (l *Layer) OpenTar() (f *os.File, offset int64, err error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,9 @@ type MergedRecord struct {
 	SizeBytes int64        `json:"size_bytes"`
 	Verity    string       `json:"verity,omitempty"` // as [LayerRecord.IndexVerity]
 	Created   time.Time    `json:"created"`
+
+	// Seeds is where the layers lie that lie in seeds: the index is good for no other place.
+	Seeds map[oci.DiffID]SeedRef `json:"seeds,omitempty"`
 }
 
 // Merged is an index over the tars of all layers of an image. It is made of the
@@ -76,15 +80,16 @@ func (s *Store) readMerged(dir string, chain oci.ChainID) (*Merged, error) {
 }
 
 // PutMerged returns the index over the tars of layers, and calls write to make it when
-// it is not there: an empty directory gets the file [IndexName]. Others who want the
-// same one wait for it. The store fills in the record's Version, ChainID, Layers and
-// Created.
-func (s *Store) PutMerged(ctx context.Context, layers []oci.DiffID, write func(dir string) (MergedRecord, error)) (*Merged, error) {
-	found, err := s.Merged(layers)
+// it is not there, or is one of layers that lay elsewhere: an empty directory gets the
+// file [IndexName]. Others who want the same one wait for it. The store fills in the
+// record's Version, ChainID, Layers, Seeds and Created.
+func (s *Store) PutMerged(ctx context.Context, layers []*Layer, write func(dir string) (MergedRecord, error)) (*Merged, error) {
+	want := MergedRecord{Layers: diffIDsOf(layers), Seeds: seedsOf(layers)}
+	chain := chainOf(want.Layers)
+	found, err := s.readMergedOf(want)
 	if err == nil {
 		return found, nil
 	}
-	chain := chainOf(layers)
 	if s.readOnly {
 		return nil, fmt.Errorf("merge indexes: store %s: %w", s.root, ErrReadOnly)
 	}
@@ -92,17 +97,51 @@ func (s *Store) PutMerged(ctx context.Context, layers []oci.DiffID, write func(d
 	if err != nil {
 		return nil, fmt.Errorf("merge indexes: %w", err)
 	}
-	made, err := s.putMerged(ctx, c, layers, write)
+	made, err := s.putMerged(ctx, c, want, write)
 	if err = errors.Join(err, c.discard()); err != nil { // of what is in its place only the lock is left
 		return nil, fmt.Errorf("merge indexes: %w", s.Explain(err))
 	}
 	return made, nil
 }
 
-func (s *Store) putMerged(ctx context.Context, c *scratch, layers []oci.DiffID, write func(dir string) (MergedRecord, error)) (*Merged, error) {
-	chain := chainOf(layers)
+// readMergedOf is [Store.Merged] of layers that lie where those do.
+func (s *Store) readMergedOf(want MergedRecord) (*Merged, error) {
+	found, err := s.Merged(want.Layers)
+	if err == nil && !maps.Equal(found.Seeds, want.Seeds) {
+		err = fmt.Errorf("merged index %s is of layers that lay elsewhere: %w", found.ChainID, ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// seedsOf returns where those of the layers lie that lie in seeds; nil for none.
+func seedsOf(layers []*Layer) map[oci.DiffID]SeedRef {
+	var seeds map[oci.DiffID]SeedRef
+	for _, l := range layers {
+		if l.Seed != nil && seeds == nil {
+			seeds = map[oci.DiffID]SeedRef{}
+		}
+		if l.Seed != nil {
+			seeds[l.DiffID] = *l.Seed
+		}
+	}
+	return seeds
+}
+
+func diffIDsOf(layers []*Layer) []oci.DiffID {
+	ids := make([]oci.DiffID, len(layers))
+	for i, l := range layers {
+		ids[i] = l.DiffID
+	}
+	return ids
+}
+
+func (s *Store) putMerged(ctx context.Context, c *scratch, want MergedRecord, write func(dir string) (MergedRecord, error)) (*Merged, error) {
+	chain := chainOf(want.Layers)
 	to := s.mergedDir(chain)
-	found, err := s.readMerged(to, chain)
+	found, err := s.readMergedOf(want)
 	if err == nil {
 		return found, nil // another was faster
 	}
@@ -116,7 +155,7 @@ func (s *Store) putMerged(ctx context.Context, c *scratch, layers []oci.DiffID, 
 	if err != nil {
 		return nil, err
 	}
-	record.Version, record.ChainID, record.Layers, record.Created = formatVersion, chain, layers, s.now().UTC()
+	record.Version, record.ChainID, record.Layers, record.Seeds, record.Created = formatVersion, chain, want.Layers, want.Seeds, s.now().UTC()
 	raw, err := encodeRecord(record)
 	if err != nil {
 		return nil, err
@@ -226,8 +265,8 @@ func (s *Store) checkMerged(ctx context.Context, bad map[oci.DiffID][]string, ch
 			continue // told by the inspection
 		}
 		layers, ok := s.goodLayers(m.Layers, bad)
-		if !ok {
-			continue // of use again when they are
+		if !ok || !maps.Equal(m.Seeds, seedsOf(layers)) {
+			continue // of use again when they are, and where they were
 		}
 		problems, err := check(ctx, m, layers)
 		if err != nil {
@@ -240,13 +279,13 @@ func (s *Store) checkMerged(ctx context.Context, bad map[oci.DiffID][]string, ch
 	return found, nil
 }
 
-// goodLayers returns layers that are all there, in the layout that merged indexes are
-// of, and not bad.
+// goodLayers returns layers that are all there, in a layout that merged indexes are of,
+// and not bad.
 func (s *Store) goodLayers(ids []oci.DiffID, bad map[oci.DiffID][]string) ([]*Layer, bool) {
 	layers := make([]*Layer, len(ids))
 	for i, id := range ids {
 		l, err := s.Layer(id)
-		if err != nil || l.complete() != nil || bad[id] != nil || l.Layout != LayoutEROFS {
+		if err != nil || l.complete() != nil || bad[id] != nil || !l.Indexed() {
 			return nil, false
 		}
 		layers[i] = l

@@ -9,10 +9,19 @@ import (
 	"dray/internal/oci"
 )
 
+// layersOf returns layers that are in the store, as far as merged indexes care.
+func layersOf(ids []oci.DiffID) []*Layer {
+	var layers []*Layer
+	for _, id := range ids {
+		layers = append(layers, &Layer{LayerRecord: LayerRecord{DiffID: id}})
+	}
+	return layers
+}
+
 // putMerged stores a merged index with some content.
 func putMerged(t *testing.T, s *Store, layers []oci.DiffID) *Merged {
 	t.Helper()
-	m, err := s.PutMerged(t.Context(), layers, func(dir string) (MergedRecord, error) {
+	m, err := s.PutMerged(t.Context(), layersOf(layers), func(dir string) (MergedRecord, error) {
 		return MergedRecord{SizeBytes: 5}, os.WriteFile(filepath.Join(dir, IndexName), []byte("index"), 0o600)
 	})
 	if err != nil {
@@ -29,14 +38,14 @@ func TestPutMerged(t *testing.T) {
 		t.Errorf("got %v before there is one", err)
 	}
 	failure := errors.New("cannot be merged")
-	if _, err := s.PutMerged(t.Context(), layers, func(string) (MergedRecord, error) { return MergedRecord{}, failure }); !errors.Is(err, failure) {
+	if _, err := s.PutMerged(t.Context(), layersOf(layers), func(string) (MergedRecord, error) { return MergedRecord{}, failure }); !errors.Is(err, failure) {
 		t.Errorf("got %v", err)
 	}
 	if left, err := os.ReadDir(s.path(dirStaging)); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	made := putMerged(t, s, layers)
-	found, err := s.PutMerged(t.Context(), layers, func(string) (MergedRecord, error) {
+	found, err := s.PutMerged(t.Context(), layersOf(layers), func(string) (MergedRecord, error) {
 		t.Error("made again")
 		return MergedRecord{}, failure
 	})
@@ -46,6 +55,23 @@ func TestPutMerged(t *testing.T) {
 	if _, err := s.Merged(layers[:1]); !errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v for other layers", err)
 	}
+	// Of layers that lie elsewhere it is another.
+	elsewhere := layersOf(layers)
+	for offset := range int64(2) {
+		elsewhere[1].Seed = &SeedRef{Seed: "seed", Offset: offset}
+		made := false
+		found, err := s.PutMerged(t.Context(), elsewhere, func(dir string) (MergedRecord, error) {
+			made = true
+			return MergedRecord{}, os.WriteFile(filepath.Join(dir, IndexName), nil, 0o600)
+		})
+		if err != nil || !made || found.Seeds[layers[1]].Offset != offset {
+			t.Errorf("got %+v, %v, made again: %v", found, err, made)
+		}
+		if _, err := s.PutMerged(t.Context(), elsewhere, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	made = putMerged(t, s, layers)
 	// A record that cannot be read is not believed, and replaced.
 	if err := os.WriteFile(filepath.Join(made.Path, mergedRecordName), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
