@@ -25,7 +25,7 @@ var layers = [][]string{
 	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record", "internal/metastore", "internal/retar"},
 	{"internal/layer"},
 	{"internal/stream", "internal/inflate", "internal/userns", "internal/progress"},
-	{"internal/oci", "internal/durable"},
+	{"internal/oci", "internal/durable", "internal/loopdev"},
 }
 
 // testOnly may be imported by tests of every package, and by no program.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dray/internal/loopdev"
 )
 
 // disk gives each run a file system that nobody has used: ext4 steps over inodes that
@@ -97,7 +99,7 @@ func (d *disk) mount(ctx context.Context, dir string) error {
 	if _, err := runQuiet(ctx, "", mkfs, "-q", "-F", "-m", "0", "-i", strconv.Itoa(bytesPerInode), "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", d.file); err != nil {
 		return fmt.Errorf("make file system: %w", err)
 	}
-	loop, err := attachLoop(f)
+	loop, err := loopdev.Attach(int(f.Fd()), 0, unix.LO_FLAGS_DIRECT_IO)
 	if err != nil {
 		return err
 	}
@@ -115,37 +117,6 @@ func (d *disk) mount(ctx context.Context, dir string) error {
 		return errors.Join(err, d.unmount(ctx, dir))
 	}
 	return nil
-}
-
-// attachLoop returns a loop device over the file, which ends with its last user.
-func attachLoop(file *os.File) (*os.File, error) {
-	const attempts = 64 // others take devices too
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = control.Close() }()
-	for range attempts {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, fmt.Errorf("get a free loop device: %w", err)
-		}
-		loop, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
-		if err != nil {
-			return nil, err
-		}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-			Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO},
-		})
-		if err == nil {
-			return loop, nil
-		}
-		_ = loop.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return nil, fmt.Errorf("configure %s: %w", loop.Name(), err)
-		}
-	}
-	return nil, fmt.Errorf("get a free loop device: %w", unix.EBUSY)
 }
 
 // releaseTimeout bounds how long a file system may be in use after its run, and

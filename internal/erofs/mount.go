@@ -3,14 +3,14 @@ package erofs
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"dray/internal/loopdev"
 )
 
 // Backing says through what the kernel reads an image.
@@ -58,7 +58,7 @@ func mount(b Backing, index int, tars []int) (int, error) {
 	for _, file := range files {
 		path := "/proc/self/fd/" + strconv.Itoa(file)
 		if b == Loop {
-			loop, err := attachLoop(file)
+			loop, err := loopdev.Attach(file, blockBytes, unix.LO_FLAGS_READ_ONLY)
 			if err != nil {
 				return -1, err
 			}
@@ -123,35 +123,4 @@ func explain(fs int, what string, err error) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w (kernel: %s)", what, err, strings.Join(said, "; "))
-}
-
-// attachLoop returns a read-only loop device over a file, which ends with its last
-// user.
-func attachLoop(file int) (*os.File, error) {
-	const attempts = 64 // others take devices too
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = control.Close() }()
-	for range attempts {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, fmt.Errorf("get a free loop device: %w", err)
-		}
-		loop, err := os.Open("/dev/loop" + strconv.Itoa(n))
-		if err != nil {
-			return nil, err
-		}
-		config := unix.LoopConfig{Fd: uint32(file), Size: blockBytes, Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
-		if err == nil {
-			return loop, nil
-		}
-		_ = loop.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return nil, fmt.Errorf("configure %s: %w", loop.Name(), err)
-		}
-	}
-	return nil, fmt.Errorf("get a free loop device: %w", unix.EBUSY)
 }
