@@ -42,6 +42,7 @@ type line struct {
 	Figures   map[string]Interval `json:"figures"`
 	Points    []Point             `json:"points,omitempty"` // of the run in the middle
 	Timeline  []Span              `json:"timeline,omitempty"`
+	Seconds   float64             `json:"timeline_seconds"` // of that run
 }
 
 // figure is one that the page draws.
@@ -88,14 +89,15 @@ func (r *Report) lines() (lines []line) {
 				l.Figures[f.Key] = MedianInterval(values(runs, f.of))
 			}
 		}
-		middle := l.Figures["seconds"].Middle
 		for _, run := range runs {
 			if run.Disturbed {
 				l.Disturbed++
 			}
-			if run.Seconds <= middle && run.Points != nil {
-				l.Points, l.Timeline = run.Points, run.Timeline
-			}
+		}
+		slices.SortStableFunc(runs, func(a, b *Run) int { return cmp.Compare(a.Seconds, b.Seconds) })
+		if len(runs) > 0 {
+			middle := runs[(len(runs)-1)/2]
+			l.Points, l.Timeline, l.Seconds = middle.Points, middle.Timeline, middle.Seconds
 		}
 		lines = append(lines, l)
 	}

@@ -58,6 +58,34 @@ func TestPageStandsAlone(t *testing.T) {
 	}
 }
 
+// What is drawn over time is the run in the middle, whatever the order of the runs, and
+// says its own time.
+func TestRunInTheMiddleIsDrawn(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		seconds []float64
+		want    string
+	}{
+		"odd":  {[]float64{0.5, 0.25, 1}, "0.5"},
+		"even": {[]float64{0.75, 1, 0.25, 0.125}, "0.25"},
+	} {
+		r := &bench.Report{Rivals: []*bench.Rival{{Name: "a"}}, Images: []bench.CorpusImage{{Name: "i"}}}
+		for _, s := range test.seconds {
+			r.Runs = append(r.Runs, bench.Run{
+				Rival: "a", Image: "i", Mode: bench.Individual, Network: "loopback", Seconds: s,
+				Points: []bench.Point{{Seconds: s}}, Timeline: []bench.Span{{Name: "mount", End: s}},
+			})
+		}
+		var page bytes.Buffer
+		if err := r.WriteHTML(&page); err != nil {
+			t.Fatal(err)
+		}
+		if want := `"timeline":[{"name":"mount","begin":0,"end":` + test.want + `}],"timeline_seconds":` + test.want; !strings.Contains(page.String(), want) {
+			t.Errorf("%s: the page does not have %s: %s", name, want, regexp.MustCompile(`"timeline".*?[}]`).FindString(page.String()))
+		}
+	}
+}
+
 // act does in the browser what a reader does: filter the table, sort it by time, and
 // look whether anything is cut off.
 const act = `<script>

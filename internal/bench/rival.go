@@ -144,13 +144,16 @@ func find(program string) (string, error) {
 // versionTimeout bounds how long a program may take to tell its version.
 const versionTimeout = 5 * time.Second
 
+// unknown is the version of a program that does not tell.
+const unknown = "unknown"
+
 // versionOf returns the first line that the program says of its version.
 func versionOf(ctx context.Context, argv ...string) string {
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
 	out, err := runQuiet(ctx, "", argv[0], argv[1:]...)
 	if err != nil {
-		return "unknown"
+		return unknown
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return line

@@ -5,6 +5,7 @@ package bench
 import (
 	"context"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io"
@@ -36,13 +37,12 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Path = found
+	r.Path, r.Version = found, buildOf(ctx, found)+", "+fingerprint(found)
 	r.ready, r.ask = listening, pullByService(bareReference)
 	r.mount = r.ask // asked again, for another bundle
 	r.prepare = func(context.Context, *site, request) error { return nil }
 	switch r.Kind {
 	case "dray", "dray-guest":
-		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
 		r.ask = pullByService(drayReference)
 		r.mount = r.ask
 		r.server = func(s *site) []string {
@@ -52,11 +52,9 @@ func (r *Rival) service(ctx context.Context, command string) (*Rival, error) {
 			}, extra...)
 		}
 	case "imagepuller":
-		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
 		r.server = func(s *site) []string { return append([]string{found, "--storepath", s.store}, extra...) }
 		r.prepare, r.ready = preparePuller, pullerListens
 	case "image-rs":
-		r.Version = versionOf(ctx, found, "--version") + ", " + fingerprint(found)
 		r.prepare = writeHubConfig
 		r.server = func(s *site) []string {
 			return append([]string{found, "-c", filepath.Join(s.state, "cdh.toml")}, extra...)
@@ -165,17 +163,34 @@ insecure = true
 		os.WriteFile(filepath.Join(s.state, "cdh.toml"), []byte(config), 0o600))
 }
 
-// fingerprint names a program that does not tell its version: size and digest.
+// buildOf returns what a program says of its version or, when it says nothing and is
+// Go's, what it was built from.
+func buildOf(ctx context.Context, path string) string {
+	said := versionOf(ctx, path, "--version")
+	info, err := buildinfo.ReadFile(path)
+	if said != unknown || err != nil {
+		return said
+	}
+	words := []string{info.Main.Path, info.Main.Version, info.GoVersion}
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" {
+			words = append(words, setting.Value)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// fingerprint names a program whatever it tells of its version: size and digest.
 func fingerprint(path string) string {
 	f, err := os.Open(path) //nolint:gosec // the user's program
 	if err != nil {
-		return "unknown"
+		return unknown
 	}
 	defer func() { _ = f.Close() }()
 	h := sha256.New()
 	n, err := io.Copy(h, f)
 	if err != nil {
-		return "unknown"
+		return unknown
 	}
 	return fmt.Sprintf("%d bytes, sha256:%.12x", n, h.Sum(nil))
 }
@@ -185,7 +200,7 @@ func commandRival(name, template string) (*Rival, error) {
 	if template == "" {
 		return nil, errors.New("server command: the template is empty")
 	}
-	r := &Rival{Name: name, Kind: "command", Version: "unknown"}
+	r := &Rival{Name: name, Kind: "command", Version: unknown}
 	r.ask = func(ctx context.Context, s *site, q request) error {
 		dir := q.rootfs()
 		if err := os.MkdirAll(dir, 0o700); err != nil {

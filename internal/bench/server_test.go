@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -121,7 +122,10 @@ func TestSocketInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
+	defer func() {
+		_ = l.Close()
+		_ = os.Remove(filepath.Dir(pullerSocket)) // unless others use it
+	}()
 	path := filepath.Join(t.TempDir(), "imagepuller")
 	if err := os.Symlink(self(t), path); err != nil {
 		t.Fatal(err)
@@ -129,6 +133,14 @@ func TestSocketInUse(t *testing.T) {
 	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, path)}, Modes: []string{bench.Individual}})
 	if !strings.Contains(report.Runs[0].Error, "stop it first") {
 		t.Errorf("got %q", report.Runs[0].Error)
+	}
+}
+
+// A program of Go's that does not tell its version has one all the same.
+func TestVersionFromTheProgram(t *testing.T) {
+	t.Parallel()
+	if version := rival(t, "dray-guest="+self(t)).Version; !strings.HasPrefix(version, "dray ") || !strings.Contains(version, runtime.Version()) {
+		t.Errorf("got %q", version)
 	}
 }
 

@@ -179,7 +179,7 @@ func (p *process) said() string {
 			_, _ = complaints.WriteString(line) // never fails
 		}
 	}
-	text := complaints.String()
+	text := strings.TrimSpace(complaints.String())
 	return text[max(0, len(text)-maxSaid):]
 }
 

@@ -92,7 +92,7 @@
   // a timeline: one row for each stage, then one for each layer
   const stageColors = { resolve: palette[5], layers: palette[0], sync: palette[7], mount: palette[1], answer: palette[8], layer: palette[3] };
   function timeline(l, parent) {
-    const spans = l.timeline, c = card(parent, `${l.rival}: ${digits(l.figures.seconds.middle)} s`), box = element("div", undefined, c);
+    const spans = l.timeline, c = card(parent, `${l.rival}: ${show(l.timeline_seconds, "s")}`), box = element("div", undefined, c);
     const label = (s) => (s.name === "layer" ? `${s.layer.slice(7, 11)} ${show(s.bytes || 0, "B")}` : s.name);
     const o = base(Math.max(240, c.clientWidth - 34));
     o.height = 60 + 18 * spans.length;
