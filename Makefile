@@ -41,8 +41,8 @@ fmt: tools
 tools:
 	scripts/tools
 
+# Against podman, skopeo+umoci and containerd, which it installs; as root, see docs/bench.md.
 bench: build
-	scripts/setup test
 	scripts/bench
 
 nightly: build
