@@ -47,12 +47,13 @@ func TestParallelMatchesReader(t *testing.T) {
 	for name, in := range parallelInputs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			sameParallel(t, in, sizesOf(false), 1, 128<<10)
+			want := serially(in)
+			sameParallel(t, in, want, sizesOf(false), 1, 128<<10)
 			if testing.Short() {
 				return
 			}
-			sameParallel(t, in, sizesOf(true), 3, 300<<10)
-			sameParallel(t, in, sizes{segment: 20_000, tail: 50_000, room: 300_000}, 2, 3000)
+			sameParallel(t, in, want, sizesOf(true), 3, 300<<10)
+			sameParallel(t, in, want, sizes{segment: 20_000, tail: 50_000, room: 300_000}, 2, 3000)
 		})
 	}
 }
@@ -64,12 +65,23 @@ func parallelOf(src io.Reader, parts sizes, helpers int, cores Cores) *Parallel 
 	return p
 }
 
+// serial is what a Reader makes of a stream.
+type serial struct {
+	out      []byte
+	err      error
+	consumed int64
+}
+
+func serially(in []byte) serial {
+	r := NewReader(bufio.NewReader(bytes.NewReader(in)))
+	defer func() { _ = r.Close() }()
+	out, err := readWith(r, 1<<20, 1<<30)
+	return serial{out, err, r.InputOffset()}
+}
+
 // sameParallel compares a Parallel with a Reader.
-func sameParallel(t *testing.T, in []byte, parts sizes, helpers, readBytes int) ParallelStats {
+func sameParallel(t *testing.T, in []byte, want serial, parts sizes, helpers, readBytes int) ParallelStats {
 	t.Helper()
-	serial := NewReader(bufio.NewReader(bytes.NewReader(in)))
-	want, wantErr := readWith(serial, 1<<20, 1<<30)
-	defer func() { _ = serial.Close() }()
 	var stats ParallelStats
 	for name, src := range map[string]io.Reader{
 		"bufio":  bufio.NewReaderSize(bytes.NewReader(in), 32<<10),
@@ -78,22 +90,22 @@ func sameParallel(t *testing.T, in []byte, parts sizes, helpers, readBytes int) 
 		p := parallelOf(src, parts, helpers, nil)
 		got, err := readWith(p, readBytes, 1<<30)
 		about := fmt.Sprintf("%s, %+v, %d helpers, reads of %d", name, parts, helpers, readBytes)
-		if !bytes.Equal(got, want) {
-			t.Errorf("%s: output differs: %d bytes, want %d", about, len(got), len(want))
+		if !bytes.Equal(got, want.out) {
+			t.Errorf("%s: output differs: %d bytes, want %d", about, len(got), len(want.out))
 		}
-		if verdict(err) != verdict(wantErr) || errors.Is(err, ErrTrailing) != errors.Is(wantErr, ErrTrailing) {
-			t.Errorf("%s: %v, want %v", about, err, wantErr)
+		if verdict(err) != verdict(want.err) || errors.Is(err, ErrTrailing) != errors.Is(want.err, ErrTrailing) {
+			t.Errorf("%s: %v, want %v", about, err, want.err)
 		}
 		if _, again := p.Read(make([]byte, 10)); !errors.Is(again, err) {
 			t.Errorf("%s: %v, then %v", about, err, again)
 		}
-		if got, want := p.InputOffset(), serial.InputOffset(); got != want && (errors.Is(err, io.EOF) || errors.Is(err, ErrTrailing)) {
-			t.Errorf("%s: consumed %d bytes, want %d", about, got, want)
+		if got := p.InputOffset(); got != want.consumed && (errors.Is(err, io.EOF) || errors.Is(err, ErrTrailing)) {
+			t.Errorf("%s: consumed %d bytes, want %d", about, got, want.consumed)
 		}
 		if errors.Is(err, ErrTrailing) {
 			behind, err := io.ReadAll(p.Behind())
-			if err != nil || !bytes.Equal(behind, in[serial.InputOffset():]) {
-				t.Errorf("%s: %d bytes behind, want %d, %v", about, len(behind), len(in)-int(serial.InputOffset()), err)
+			if err != nil || !bytes.Equal(behind, in[want.consumed:]) {
+				t.Errorf("%s: %d bytes behind, want %d, %v", about, len(behind), len(in)-int(want.consumed), err)
 			}
 		}
 		stats = p.Stats()
@@ -143,7 +155,7 @@ func TestParallelDamaged(t *testing.T) {
 				if rng.IntN(3) == 0 {
 					parts = sizes{segment: 1 + rng.IntN(20_000), tail: 1 + rng.IntN(9000), room: 100_000 + rng.IntN(100_000)}
 				}
-				used += sameParallel(t, in, parts, 1+rng.IntN(3), 1+rng.IntN(200_000)).Used
+				used += sameParallel(t, in, serially(in), parts, 1+rng.IntN(3), 1+rng.IntN(200_000)).Used
 			}
 			if used == 0 && kind != "random" && kind != "zeros" { // of which there are no blocks to be found
 				t.Error("nothing was decoded apart")
@@ -184,7 +196,7 @@ func FuzzParallel(f *testing.F) {
 		in = in[:max(0, len(in)-int(cut))]
 		parts := tinySizes
 		parts.segment = max(200, int(segment))
-		sameParallel(t, in, parts, 2, 50_000)
+		sameParallel(t, in, serially(in), parts, 2, 50_000)
 	})
 }
 
@@ -330,7 +342,7 @@ func (slow) Read([]byte) (int, error) {
 func TestSpeculationIsUsed(t *testing.T) {
 	t.Parallel()
 	in := compress(t, generate("binary", 3<<20, 6), 6)
-	stats := sameParallel(t, in, sizesOf(false), 1, 128<<10)
+	stats := sameParallel(t, in, serially(in), sizesOf(false), 1, 128<<10)
 	if stats.Used < stats.Stretches/2 {
 		t.Errorf("of %d stretches %d were used", stats.Stretches, stats.Used)
 	}

@@ -24,8 +24,13 @@ func TestReaderMatchesInput(t *testing.T) {
 				want := generate(kind, 400_000, 7)
 				in := compress(t, want, level)
 				for name, src := range sources(in) {
-					for _, size := range readSizes {
+					for i, size := range readSizes {
 						if size == 1 && name != "whole" {
+							continue
+						}
+						// Any source and size meet at two levels or three: at all five takes
+						// the race detector too long.
+						if name != "whole" && (len(name)+i+level)%2 != 0 {
 							continue
 						}
 						r := NewReader(src())
