@@ -33,9 +33,9 @@ func (w *bitWriter) code(c code) {
 	w.bits(uint64(bits.Reverse32(uint32(c.bits)))>>(32-c.len), uint(c.len))
 }
 
-func (w *bitWriter) stored(b []byte, final uint64) {
-	w.bits(final, 1)
-	w.bits(0, 2)
+// stored writes a stored block that is not the last.
+func (w *bitWriter) stored(b []byte) {
+	w.bits(0, 3)
 	w.n = 0
 	w.out = append(w.out, byte(len(b)), byte(len(b)>>8), ^byte(len(b)), ^byte(len(b)>>8))
 	w.out = append(w.out, b...)
@@ -117,7 +117,7 @@ func TestEveryDistanceAndAlignment(t *testing.T) {
 	}
 	for align := range 32 {
 		w := &bitWriter{}
-		w.stored(generate("random", windowBytes+align, uint64(align)), 0)
+		w.stored(generate("random", windowBytes+align, uint64(align)))
 		w.bits(1, 1)
 		w.bits(1, 2)
 		for _, d := range distances {
@@ -144,7 +144,7 @@ func TestDistanceTooFar(t *testing.T) {
 	for _, d := range []int{1, 2, 8, 15, 16, 17, 100, 5000, 32767, windowBytes} {
 		for _, have := range []int{d - 1, d} {
 			w := &bitWriter{}
-			w.stored(generate("random", have, 1), 0)
+			w.stored(generate("random", have, 1))
 			w.bits(1, 1)
 			w.bits(1, 2)
 			w.match(lit, dist, 10, d)
@@ -242,7 +242,7 @@ func TestRandomCodes(t *testing.T) {
 	valid := 0
 	for range rounds {
 		w := &bitWriter{}
-		w.stored(generate("random", rng.IntN(300), rng.Uint64()), 0)
+		w.stored(generate("random", rng.IntN(300), rng.Uint64()))
 		nlit, ndist := 257+rng.IntN(30), 1+rng.IntN(30)
 		lit := randomLens(rng, nlit, 1+rng.IntN(nlit), 9+rng.IntN(7), endOfBlock)
 		dist := randomLens(rng, ndist, 1+rng.IntN(ndist), 5+rng.IntN(11), -1)

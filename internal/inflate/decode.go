@@ -39,6 +39,7 @@ type decoder struct {
 	lit, dist huffman
 	litTable  litTable
 	distTable distTable
+	literals  literals
 	lazy      bool                            // a run that has output does not read the source again
 	atBlock   func(*output) bool              // asked at each block but a stream's end whether run is to end there; may be nil
 	hasty     bool                            // most headers are not: give up as soon as one cannot be

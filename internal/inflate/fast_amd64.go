@@ -20,18 +20,39 @@ type fastState struct {
 	bits, n          uint64
 	lit              *litTable
 	dist             *distTable
+	literals         *literals
 	length, distance int
 }
 
-// fastLoop is fastGo in assembly. It needs BMI2 and SSSE3, and slack for a
-// first round.
+// hasSlack reports whether a round may start.
+func (s *fastState) hasSlack() bool { return s.inPos <= s.inLimit && s.pos <= s.limit }
+
+// fastLoop is fastGo in assembly. It needs what hasLoops asks for, and slack for
+// a first round.
 //
 //go:noescape
 func fastLoop(s *fastState) fastResult
 
+// literalLoop is fastLoop with the literal mode, which must be on. It also ends, with
+// fastSlack, when the mode does not pay.
+//
+//go:noescape
+func literalLoop(s *fastState) fastResult
+
+// wideLoop and wideLiteralLoop are those for an output of 16-bit elements.
+//
+//go:noescape
+func wideLoop(s *fastState) fastResult
+
+//go:noescape
+func wideLiteralLoop(s *fastState) fastResult
+
+// hasLoops reports whether this processor can run the assembly.
+func hasLoops() bool { return cpu.X86.HasBMI2 && cpu.X86.HasSSSE3 }
+
 // fast decodes symbols as long as there is slack on both sides.
 func (d *decoder) fast(out *output) fastResult {
-	if !cpu.X86.HasBMI2 || !cpu.X86.HasSSSE3 {
+	if !hasLoops() {
 		return d.fastGo(out)
 	}
 	s := fastState{
@@ -46,8 +67,17 @@ func (d *decoder) fast(out *output) fastResult {
 		n:       uint64(d.nbits),
 		lit:     &d.litTable,
 		dist:    &d.distTable,
+
+		literals: &d.literals,
 	}
-	result := fastLoop(&s)
+	result := fastSlack
+	if d.literals.on {
+		result = literalLoop(&s)
+		d.literals.on = d.literals.credit >= 0
+	}
+	if !d.literals.on && result == fastSlack && s.hasSlack() {
+		result = fastLoop(&s)
+	}
 	if result == fastMatch {
 		d.matchLen, d.matchDist = s.length, s.distance
 	}
@@ -57,14 +87,9 @@ func (d *decoder) fast(out *output) fastResult {
 	return result
 }
 
-// wideLoop is fastLoop for an output of 16-bit elements.
-//
-//go:noescape
-func wideLoop(s *fastState) fastResult
-
 // wide is fast for an output of 16-bit elements. Matches never reach before it.
 func (d *decoder) wide(out []uint16, pos int) (int, fastResult) {
-	if !cpu.X86.HasBMI2 || !cpu.X86.HasSSSE3 {
+	if !hasLoops() {
 		return d.wideGo(out, pos)
 	}
 	s := fastState{
@@ -78,8 +103,17 @@ func (d *decoder) wide(out []uint16, pos int) (int, fastResult) {
 		n:       uint64(d.nbits),
 		lit:     &d.litTable,
 		dist:    &d.distTable,
+
+		literals: &d.literals,
 	}
-	result := wideLoop(&s)
+	result := fastSlack
+	if d.literals.on {
+		result = wideLiteralLoop(&s)
+		d.literals.on = d.literals.credit >= 0
+	}
+	if !d.literals.on && result == fastSlack && s.hasSlack() {
+		result = wideLoop(&s)
+	}
 	d.src.pos = s.inPos
 	d.bits, d.nbits = s.bits, uint(s.n)
 	d.giveBack()

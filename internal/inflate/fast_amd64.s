@@ -536,6 +536,987 @@ store:
 	MOVQ R9, (fastState_n)(CX)
 	MOVQ AX, ret+8(FP)
 	RET
+// func wideLiteralLoop(s *fastState) fastResult
+TEXT ·wideLiteralLoop(SB), NOSPLIT, $48-16
+	MOVQ s+0(FP), CX
+	MOVQ (fastState_in)(CX), SI
+	MOVQ SI, R12
+	ADDQ (fastState_inPos)(CX), SI
+	ADDQ (fastState_inLimit)(CX), R12
+	MOVQ (fastState_out)(CX), DI
+	MOVQ DI, R13
+	MOVQ DI, BX
+	ADDQ (fastState_pos)(CX), DI
+	ADDQ (fastState_limit)(CX), R13
+	ADDQ (fastState_low)(CX), BX
+	MOVQ (fastState_bits)(CX), R8
+	MOVQ (fastState_n)(CX), R9
+	MOVQ (fastState_lit)(CX), R10
+	MOVQ (fastState_dist)(CX), R11
+	MOVQ R10, lit-8(SP)
+	MOVQ R11, dist-16(SP)
+	MOVQ R12, inLimit-24(SP)
+	MOVQ R13, outLimit-32(SP)
+	MOVQ BX, low-40(SP)
+	MOVOU nibbles<>(SB), X5
+	MOVOU reversedHigh<>(SB), X6
+	MOVOU reversedLow<>(SB), X7
+	MOVOU backwards<>(SB), X8
+	JMP   literals
+
+loop:
+	CMPQ SI, R12
+	JA   slack
+	CMPQ DI, R13
+	JA   slack
+literals:
+	MOVQ DI, entered-48(SP)
+	MOVBLZX R9, R9
+	MOVQ R8, X0
+	MOVQ (SI), X1
+	MOVO   X0, X2
+	PSRLW  $4, X2
+	PAND   X5, X0
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X0, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X0
+	MOVO   X1, X2
+	PSRLW  $4, X2
+	PAND   X5, X1
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X1, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X1
+	MOVQ X0, R8
+	MOVQ s+0(FP), CX
+	MOVQ (fastState_literals)(CX), R15
+	MOVQ (literals_mid)(R15), R13
+	MOVQ (literals_max)(R15), R14
+	LEAQ (literals_syms)(R15), R15
+	MOVL $const_literalMinBits, R10
+	MOVL $const_literalMidBits, R11
+	MOVL $const_literalMaxBits, R12
+	MOVL $(64-const_literalMaxBits), BX
+	JMP  group
+
+	PCALIGN $32
+group:
+	MOVQ  X1, AX
+	SHRXQ R9, AX, AX
+	ORQ   AX, R8
+	MOVL  R9, AX
+	XORL  $63, AX
+	SHRL  $3, AX
+	ADDQ  AX, SI
+	ORL   $56, R9
+	MOVQ  (SI), X1
+	MOVO   X1, X2
+	PSRLW  $4, X2
+	PAND   X5, X1
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X1, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X1
+	SHRXQ BX, R8, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape0
+	MOVW AX, 0(DI)
+	SHLXQ R12, R8, DX
+	SHLXQ R11, R8, CX
+	CMPQ  R8, R14
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHLXQ R10, R8, CX
+	CMPQ  R8, R13
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHRXQ BX, DX, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape1
+	MOVW AX, 2(DI)
+	SHLXQ R12, DX, R8
+	SHLXQ R11, DX, CX
+	CMPQ  DX, R14
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHLXQ R10, DX, CX
+	CMPQ  DX, R13
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHRXQ BX, R8, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape2
+	MOVW AX, 4(DI)
+	SHLXQ R12, R8, DX
+	SHLXQ R11, R8, CX
+	CMPQ  R8, R14
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHLXQ R10, R8, CX
+	CMPQ  R8, R13
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHRXQ BX, DX, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape3
+	MOVW AX, 6(DI)
+	SHLXQ R12, DX, R8
+	SHLXQ R11, DX, CX
+	CMPQ  DX, R14
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHLXQ R10, DX, CX
+	CMPQ  DX, R13
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHRXQ BX, R8, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape4
+	MOVW AX, 8(DI)
+	SHLXQ R12, R8, DX
+	SHLXQ R11, R8, CX
+	CMPQ  R8, R14
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHLXQ R10, R8, CX
+	CMPQ  R8, R13
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHRXQ BX, DX, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape5
+	MOVW AX, 10(DI)
+	SHLXQ R12, DX, R8
+	SHLXQ R11, DX, CX
+	CMPQ  DX, R14
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHLXQ R10, DX, CX
+	CMPQ  DX, R13
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SUBL $(6*const_literalMaxBits), R9
+	ADDQ $12, DI
+	CMPQ SI, inLimit-24(SP)
+	JA   groups
+	CMPQ DI, outLimit-32(SP)
+	JBE  group
+groups:
+	MOVL $1, CX
+	JMP  leave
+escape0:
+	MOVL $0, CX
+	JMP  leave
+escape1:
+	MOVQ DX, R8
+	SUBL $(1*const_literalMaxBits), R9
+	ADDQ $2, DI
+	MOVL $1, CX
+	JMP  leave
+escape2:
+	SUBL $(2*const_literalMaxBits), R9
+	ADDQ $4, DI
+	MOVL $2, CX
+	JMP  leave
+escape3:
+	MOVQ DX, R8
+	SUBL $(3*const_literalMaxBits), R9
+	ADDQ $6, DI
+	MOVL $3, CX
+	JMP  leave
+escape4:
+	SUBL $(4*const_literalMaxBits), R9
+	ADDQ $8, DI
+	MOVL $4, CX
+	JMP  leave
+escape5:
+	MOVQ DX, R8
+	SUBL $(5*const_literalMaxBits), R9
+	ADDQ $10, DI
+	MOVL $5, CX
+	JMP  leave
+leave:
+	MOVQ R8, X0
+	MOVO   X0, X2
+	PSRLW  $4, X2
+	PAND   X5, X0
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X0, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X0
+	MOVQ X0, R8
+	MOVQ lit-8(SP), R10
+	MOVQ dist-16(SP), R11
+	MOVQ inLimit-24(SP), R12
+	MOVQ outLimit-32(SP), R13
+	MOVQ low-40(SP), BX
+	MOVQ DI, DX
+	SUBQ entered-48(SP), DX
+	SHRQ $1, DX
+	MOVQ s+0(FP), AX
+	MOVQ (fastState_literals)(AX), AX
+	ADDQ DX, (literals_count)(AX)
+	ADDQ (literals_credit)(AX), DX
+	SUBQ $const_literalCost, DX
+	MOVL $const_literalCredit, R14
+	CMPQ DX, R14
+	CMOVQGT R14, DX
+	MOVQ DX, (literals_credit)(AX)
+	TESTQ DX, DX
+	JS   slack
+	TESTL CX, CX
+	JZ    refilled
+	CMPQ SI, R12
+	JA   slack
+	CMPQ DI, R13
+	JA   slack
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+refilled:
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+round:
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP loop
+
+other:
+	TESTL $0x20000000, AX
+	JNZ   special
+match:
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+	MOVL  R8, DX
+	ANDL  $511, DX
+	MOVL  (R11)(DX*4), DX
+	MOVL  AX, CX
+	SHRL  $24, CX
+	SHRXQ CX, R14, R14
+	SHRL  $16, AX
+	MOVBLZX AX, AX
+	LEAQ  3(R14)(AX*1), R14
+	ADDQ R14, R14
+	TESTL DX, DX
+	JS    farDistance
+distance:
+	BZHIQ DX, R8, CX
+	SHRXQ DX, R8, R8
+	SUBL  DX, R9
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  DX, R15
+	SHRL  $8, R15
+	SHRXQ R15, CX, CX
+	SHRL  $16, DX
+	ADDQ  CX, DX // the distance
+	ADDQ DX, DX
+	MOVQ  DI, R15
+	SUBQ  DX, R15
+	CMPQ  R15, BX
+	JB    before
+	LEAQ  (DI)(R14*1), CX // the end of the match
+	CMPQ  DX, $16
+	JB    near
+	MOVOU (R15), X0
+	MOVOU X0, (DI)
+	MOVOU 16(R15), X1
+	MOVOU X1, 16(DI)
+	CMPQ  R14, $32
+	JA    long
+	MOVQ  CX, DI
+	JMP   loop
+
+long:
+	ADDQ  $32, DI
+	ADDQ  $32, R15
+	MOVOU (R15), X0
+	MOVOU X0, (DI)
+	MOVOU 16(R15), X1
+	MOVOU X1, 16(DI)
+	LEAQ  32(DI), DX
+	CMPQ  DX, CX
+	JB    long
+	MOVQ  CX, DI
+	JMP   loop
+
+near:
+	// A pattern of fewer than 16 bytes: repeat it through a register, and step
+	// by whole patterns.
+	MOVOU (R15), X0
+	LEAQ  patterns<>(SB), R15
+	SHLQ  $4, DX
+	MOVOU (R15)(DX*1), X1
+	PSHUFB X1, X0
+	SHRQ  $4, DX
+	LEAQ  steps<>(SB), R15
+	MOVBLZX (R15)(DX*1), DX
+nearCopy:
+	MOVOU X0, (DI)
+	ADDQ  DX, DI
+	MOVOU X0, (DI)
+	ADDQ  DX, DI
+	CMPQ  DI, CX
+	JB    nearCopy
+	MOVQ  CX, DI
+	JMP   loop
+
+special:
+	TESTL $0x800000, AX
+	JNZ   end
+	TESTL $0x400000, AX
+	JZ    invalid
+	MOVL  AX, DX
+	SHRL  $24, DX
+	ANDL  $15, DX
+	BZHIQ DX, R8, CX
+	SHRL  $8, AX
+	ANDL  $0x3fff, AX
+	ADDQ  CX, AX
+	MOVL  (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVWLZX DX, DX
+	MOVL  DX, CX
+	SHLL  $8, CX
+	ORL   CX, DX
+	ANDL  $0x00ff00ff, DX
+	MOVL  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	LEAQ  (DI)(DX*2), DI
+	TESTL $0x30000000, AX
+	JZ    match
+	TESTL $0x20000000, AX
+	JNZ   last
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP loop
+
+last:
+	TESTL $0x800000, AX
+	JNZ   end
+	JMP   invalid
+
+farDistance:
+	TESTL $0x4000, DX
+	JZ    invalid
+	SHRXQ DX, R8, R8
+	SUBL  DX, R9
+	MOVL  DX, CX
+	SHRL  $8, CX
+	ANDL  $15, CX
+	BZHIQ CX, R8, CX
+	SHRL  $16, DX
+	ANDL  $0x7fff, DX
+	ADDQ  CX, DX
+	MOVL  (R11)(DX*4), DX
+	TESTL DX, DX
+	JNS   distance
+	JMP   invalid
+end:
+	MOVQ  $1, AX
+	JMP   store
+
+before:
+	MOVQ s+0(FP), CX
+	MOVQ R14, (fastState_length)(CX)
+	MOVQ DX, (fastState_distance)(CX)
+	MOVQ $2, AX
+	JMP  store
+
+invalid:
+	MOVQ $3, AX
+	JMP  store
+
+slack:
+	XORL AX, AX
+
+store:
+	MOVQ s+0(FP), CX
+	SUBQ (fastState_in)(CX), SI
+	MOVQ SI, (fastState_inPos)(CX)
+	SUBQ (fastState_out)(CX), DI
+	MOVQ DI, (fastState_pos)(CX)
+	MOVQ R8, (fastState_bits)(CX)
+	MOVBLZX R9, R9
+	MOVQ R9, (fastState_n)(CX)
+	MOVQ AX, ret+8(FP)
+	RET
+// func literalLoop(s *fastState) fastResult
+TEXT ·literalLoop(SB), NOSPLIT, $48-16
+	MOVQ s+0(FP), CX
+	MOVQ (fastState_in)(CX), SI
+	MOVQ SI, R12
+	ADDQ (fastState_inPos)(CX), SI
+	ADDQ (fastState_inLimit)(CX), R12
+	MOVQ (fastState_out)(CX), DI
+	MOVQ DI, R13
+	MOVQ DI, BX
+	ADDQ (fastState_pos)(CX), DI
+	ADDQ (fastState_limit)(CX), R13
+	ADDQ (fastState_low)(CX), BX
+	MOVQ (fastState_bits)(CX), R8
+	MOVQ (fastState_n)(CX), R9
+	MOVQ (fastState_lit)(CX), R10
+	MOVQ (fastState_dist)(CX), R11
+	MOVQ R10, lit-8(SP)
+	MOVQ R11, dist-16(SP)
+	MOVQ R12, inLimit-24(SP)
+	MOVQ R13, outLimit-32(SP)
+	MOVQ BX, low-40(SP)
+	MOVOU nibbles<>(SB), X5
+	MOVOU reversedHigh<>(SB), X6
+	MOVOU reversedLow<>(SB), X7
+	MOVOU backwards<>(SB), X8
+	JMP   literals
+
+loop:
+	CMPQ SI, R12
+	JA   slack
+	CMPQ DI, R13
+	JA   slack
+literals:
+	MOVQ DI, entered-48(SP)
+	MOVBLZX R9, R9
+	MOVQ R8, X0
+	MOVQ (SI), X1
+	MOVO   X0, X2
+	PSRLW  $4, X2
+	PAND   X5, X0
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X0, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X0
+	MOVO   X1, X2
+	PSRLW  $4, X2
+	PAND   X5, X1
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X1, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X1
+	MOVQ X0, R8
+	MOVQ s+0(FP), CX
+	MOVQ (fastState_literals)(CX), R15
+	MOVQ (literals_mid)(R15), R13
+	MOVQ (literals_max)(R15), R14
+	LEAQ (literals_syms)(R15), R15
+	MOVL $const_literalMinBits, R10
+	MOVL $const_literalMidBits, R11
+	MOVL $const_literalMaxBits, R12
+	MOVL $(64-const_literalMaxBits), BX
+	JMP  group
+
+	PCALIGN $32
+group:
+	MOVQ  X1, AX
+	SHRXQ R9, AX, AX
+	ORQ   AX, R8
+	MOVL  R9, AX
+	XORL  $63, AX
+	SHRL  $3, AX
+	ADDQ  AX, SI
+	ORL   $56, R9
+	MOVQ  (SI), X1
+	MOVO   X1, X2
+	PSRLW  $4, X2
+	PAND   X5, X1
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X1, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X1
+	SHRXQ BX, R8, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape0
+	MOVB AX, 0(DI)
+	SHLXQ R12, R8, DX
+	SHLXQ R11, R8, CX
+	CMPQ  R8, R14
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHLXQ R10, R8, CX
+	CMPQ  R8, R13
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHRXQ BX, DX, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape1
+	MOVB AX, 1(DI)
+	SHLXQ R12, DX, R8
+	SHLXQ R11, DX, CX
+	CMPQ  DX, R14
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHLXQ R10, DX, CX
+	CMPQ  DX, R13
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHRXQ BX, R8, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape2
+	MOVB AX, 2(DI)
+	SHLXQ R12, R8, DX
+	SHLXQ R11, R8, CX
+	CMPQ  R8, R14
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHLXQ R10, R8, CX
+	CMPQ  R8, R13
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHRXQ BX, DX, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape3
+	MOVB AX, 3(DI)
+	SHLXQ R12, DX, R8
+	SHLXQ R11, DX, CX
+	CMPQ  DX, R14
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHLXQ R10, DX, CX
+	CMPQ  DX, R13
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHRXQ BX, R8, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape4
+	MOVB AX, 4(DI)
+	SHLXQ R12, R8, DX
+	SHLXQ R11, R8, CX
+	CMPQ  R8, R14
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHLXQ R10, R8, CX
+	CMPQ  R8, R13
+	CMOVQCS CX, DX
+	ADCL  $0, R9
+	SHRXQ BX, DX, AX
+	MOVWLZX (R15)(AX*2), AX
+	TESTW AX, AX
+	JS    escape5
+	MOVB AX, 5(DI)
+	SHLXQ R12, DX, R8
+	SHLXQ R11, DX, CX
+	CMPQ  DX, R14
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SHLXQ R10, DX, CX
+	CMPQ  DX, R13
+	CMOVQCS CX, R8
+	ADCL  $0, R9
+	SUBL $(6*const_literalMaxBits), R9
+	ADDQ $6, DI
+	CMPQ SI, inLimit-24(SP)
+	JA   groups
+	CMPQ DI, outLimit-32(SP)
+	JBE  group
+groups:
+	MOVL $1, CX
+	JMP  leave
+escape0:
+	MOVL $0, CX
+	JMP  leave
+escape1:
+	MOVQ DX, R8
+	SUBL $(1*const_literalMaxBits), R9
+	ADDQ $1, DI
+	MOVL $1, CX
+	JMP  leave
+escape2:
+	SUBL $(2*const_literalMaxBits), R9
+	ADDQ $2, DI
+	MOVL $2, CX
+	JMP  leave
+escape3:
+	MOVQ DX, R8
+	SUBL $(3*const_literalMaxBits), R9
+	ADDQ $3, DI
+	MOVL $3, CX
+	JMP  leave
+escape4:
+	SUBL $(4*const_literalMaxBits), R9
+	ADDQ $4, DI
+	MOVL $4, CX
+	JMP  leave
+escape5:
+	MOVQ DX, R8
+	SUBL $(5*const_literalMaxBits), R9
+	ADDQ $5, DI
+	MOVL $5, CX
+	JMP  leave
+leave:
+	MOVQ R8, X0
+	MOVO   X0, X2
+	PSRLW  $4, X2
+	PAND   X5, X0
+	PAND   X5, X2
+	MOVO   X6, X3
+	MOVO   X7, X4
+	PSHUFB X0, X3
+	PSHUFB X2, X4
+	POR    X3, X4
+	PSHUFB X8, X4
+	MOVO   X4, X0
+	MOVQ X0, R8
+	MOVQ lit-8(SP), R10
+	MOVQ dist-16(SP), R11
+	MOVQ inLimit-24(SP), R12
+	MOVQ outLimit-32(SP), R13
+	MOVQ low-40(SP), BX
+	MOVQ DI, DX
+	SUBQ entered-48(SP), DX
+	MOVQ s+0(FP), AX
+	MOVQ (fastState_literals)(AX), AX
+	ADDQ DX, (literals_count)(AX)
+	ADDQ (literals_credit)(AX), DX
+	SUBQ $const_literalCost, DX
+	MOVL $const_literalCredit, R14
+	CMPQ DX, R14
+	CMOVQGT R14, DX
+	MOVQ DX, (literals_credit)(AX)
+	TESTQ DX, DX
+	JS   slack
+	TESTL CX, CX
+	JZ    refilled
+	CMPQ SI, R12
+	JA   slack
+	CMPQ DI, R13
+	JA   slack
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+refilled:
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+round:
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVW  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVW  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVW  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x10000000, AX
+	JZ    other
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP loop
+
+other:
+	TESTL $0x20000000, AX
+	JNZ   special
+match:
+	MOVQ  (SI), DX
+	SHLXQ R9, DX, DX
+	ORQ   DX, R8
+	MOVBLZX R9, DX
+	XORL  $63, DX
+	SHRL  $3, DX
+	ADDQ  DX, SI
+	ORL   $56, R9
+	MOVL  R8, DX
+	ANDL  $511, DX
+	MOVL  (R11)(DX*4), DX
+	MOVL  AX, CX
+	SHRL  $24, CX
+	SHRXQ CX, R14, R14
+	SHRL  $16, AX
+	MOVBLZX AX, AX
+	LEAQ  3(R14)(AX*1), R14
+	TESTL DX, DX
+	JS    farDistance
+distance:
+	BZHIQ DX, R8, CX
+	SHRXQ DX, R8, R8
+	SUBL  DX, R9
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	MOVL  DX, R15
+	SHRL  $8, R15
+	SHRXQ R15, CX, CX
+	SHRL  $16, DX
+	ADDQ  CX, DX // the distance
+	MOVQ  DI, R15
+	SUBQ  DX, R15
+	CMPQ  R15, BX
+	JB    before
+	LEAQ  (DI)(R14*1), CX // the end of the match
+	CMPQ  DX, $16
+	JB    near
+	MOVOU (R15), X0
+	MOVOU X0, (DI)
+	MOVOU 16(R15), X1
+	MOVOU X1, 16(DI)
+	CMPQ  R14, $32
+	JA    long
+	MOVQ  CX, DI
+	JMP   loop
+
+long:
+	ADDQ  $32, DI
+	ADDQ  $32, R15
+	MOVOU (R15), X0
+	MOVOU X0, (DI)
+	MOVOU 16(R15), X1
+	MOVOU X1, 16(DI)
+	LEAQ  32(DI), DX
+	CMPQ  DX, CX
+	JB    long
+	MOVQ  CX, DI
+	JMP   loop
+
+near:
+	// A pattern of fewer than 16 bytes: repeat it through a register, and step
+	// by whole patterns.
+	MOVOU (R15), X0
+	LEAQ  patterns<>(SB), R15
+	SHLQ  $4, DX
+	MOVOU (R15)(DX*1), X1
+	PSHUFB X1, X0
+	SHRQ  $4, DX
+	LEAQ  steps<>(SB), R15
+	MOVBLZX (R15)(DX*1), DX
+nearCopy:
+	MOVOU X0, (DI)
+	ADDQ  DX, DI
+	MOVOU X0, (DI)
+	ADDQ  DX, DI
+	CMPQ  DI, CX
+	JB    nearCopy
+	MOVQ  CX, DI
+	JMP   loop
+
+special:
+	TESTL $0x800000, AX
+	JNZ   end
+	TESTL $0x400000, AX
+	JZ    invalid
+	MOVL  AX, DX
+	SHRL  $24, DX
+	ANDL  $15, DX
+	BZHIQ DX, R8, CX
+	SHRL  $8, AX
+	ANDL  $0x3fff, AX
+	ADDQ  CX, AX
+	MOVL  (R10)(AX*4), AX
+	MOVL  AX, DX
+	SHRL  $8, DX
+	BZHIQ AX, R8, R14
+	SHRXQ AX, R8, R8
+	SUBL  AX, R9
+	MOVW  DX, (DI)
+	MOVL  AX, DX
+	SHRL  $30, DX
+	ADDQ  DX, DI
+	TESTL $0x30000000, AX
+	JZ    match
+	TESTL $0x20000000, AX
+	JNZ   last
+	MOVL R8, AX
+	ANDL $4095, AX
+	MOVL (R10)(AX*4), AX
+	JMP loop
+
+last:
+	TESTL $0x800000, AX
+	JNZ   end
+	JMP   invalid
+
+farDistance:
+	TESTL $0x4000, DX
+	JZ    invalid
+	SHRXQ DX, R8, R8
+	SUBL  DX, R9
+	MOVL  DX, CX
+	SHRL  $8, CX
+	ANDL  $15, CX
+	BZHIQ CX, R8, CX
+	SHRL  $16, DX
+	ANDL  $0x7fff, DX
+	ADDQ  CX, DX
+	MOVL  (R11)(DX*4), DX
+	TESTL DX, DX
+	JNS   distance
+	JMP   invalid
+end:
+	MOVQ  $1, AX
+	JMP   store
+
+before:
+	MOVQ s+0(FP), CX
+	MOVQ R14, (fastState_length)(CX)
+	MOVQ DX, (fastState_distance)(CX)
+	MOVQ $2, AX
+	JMP  store
+
+invalid:
+	MOVQ $3, AX
+	JMP  store
+
+slack:
+	XORL AX, AX
+
+store:
+	MOVQ s+0(FP), CX
+	SUBQ (fastState_in)(CX), SI
+	MOVQ SI, (fastState_inPos)(CX)
+	SUBQ (fastState_out)(CX), DI
+	MOVQ DI, (fastState_pos)(CX)
+	MOVQ R8, (fastState_bits)(CX)
+	MOVBLZX R9, R9
+	MOVQ R9, (fastState_n)(CX)
+	MOVQ AX, ret+8(FP)
+	RET
 DATA patterns<>+0(SB)/1, $0
 DATA patterns<>+1(SB)/1, $0
 DATA patterns<>+2(SB)/1, $0
@@ -810,3 +1791,71 @@ DATA steps<>+13(SB)/1, $13
 DATA steps<>+14(SB)/1, $14
 DATA steps<>+15(SB)/1, $15
 GLOBL steps<>(SB), RODATA|NOPTR, $16
+DATA nibbles<>+0(SB)/1, $15
+DATA nibbles<>+1(SB)/1, $15
+DATA nibbles<>+2(SB)/1, $15
+DATA nibbles<>+3(SB)/1, $15
+DATA nibbles<>+4(SB)/1, $15
+DATA nibbles<>+5(SB)/1, $15
+DATA nibbles<>+6(SB)/1, $15
+DATA nibbles<>+7(SB)/1, $15
+DATA nibbles<>+8(SB)/1, $15
+DATA nibbles<>+9(SB)/1, $15
+DATA nibbles<>+10(SB)/1, $15
+DATA nibbles<>+11(SB)/1, $15
+DATA nibbles<>+12(SB)/1, $15
+DATA nibbles<>+13(SB)/1, $15
+DATA nibbles<>+14(SB)/1, $15
+DATA nibbles<>+15(SB)/1, $15
+GLOBL nibbles<>(SB), RODATA|NOPTR, $16
+DATA reversedHigh<>+0(SB)/1, $0
+DATA reversedHigh<>+1(SB)/1, $128
+DATA reversedHigh<>+2(SB)/1, $64
+DATA reversedHigh<>+3(SB)/1, $192
+DATA reversedHigh<>+4(SB)/1, $32
+DATA reversedHigh<>+5(SB)/1, $160
+DATA reversedHigh<>+6(SB)/1, $96
+DATA reversedHigh<>+7(SB)/1, $224
+DATA reversedHigh<>+8(SB)/1, $16
+DATA reversedHigh<>+9(SB)/1, $144
+DATA reversedHigh<>+10(SB)/1, $80
+DATA reversedHigh<>+11(SB)/1, $208
+DATA reversedHigh<>+12(SB)/1, $48
+DATA reversedHigh<>+13(SB)/1, $176
+DATA reversedHigh<>+14(SB)/1, $112
+DATA reversedHigh<>+15(SB)/1, $240
+GLOBL reversedHigh<>(SB), RODATA|NOPTR, $16
+DATA reversedLow<>+0(SB)/1, $0
+DATA reversedLow<>+1(SB)/1, $8
+DATA reversedLow<>+2(SB)/1, $4
+DATA reversedLow<>+3(SB)/1, $12
+DATA reversedLow<>+4(SB)/1, $2
+DATA reversedLow<>+5(SB)/1, $10
+DATA reversedLow<>+6(SB)/1, $6
+DATA reversedLow<>+7(SB)/1, $14
+DATA reversedLow<>+8(SB)/1, $1
+DATA reversedLow<>+9(SB)/1, $9
+DATA reversedLow<>+10(SB)/1, $5
+DATA reversedLow<>+11(SB)/1, $13
+DATA reversedLow<>+12(SB)/1, $3
+DATA reversedLow<>+13(SB)/1, $11
+DATA reversedLow<>+14(SB)/1, $7
+DATA reversedLow<>+15(SB)/1, $15
+GLOBL reversedLow<>(SB), RODATA|NOPTR, $16
+DATA backwards<>+0(SB)/1, $7
+DATA backwards<>+1(SB)/1, $6
+DATA backwards<>+2(SB)/1, $5
+DATA backwards<>+3(SB)/1, $4
+DATA backwards<>+4(SB)/1, $3
+DATA backwards<>+5(SB)/1, $2
+DATA backwards<>+6(SB)/1, $1
+DATA backwards<>+7(SB)/1, $0
+DATA backwards<>+8(SB)/1, $7
+DATA backwards<>+9(SB)/1, $6
+DATA backwards<>+10(SB)/1, $5
+DATA backwards<>+11(SB)/1, $4
+DATA backwards<>+12(SB)/1, $3
+DATA backwards<>+13(SB)/1, $2
+DATA backwards<>+14(SB)/1, $1
+DATA backwards<>+15(SB)/1, $0
+GLOBL backwards<>(SB), RODATA|NOPTR, $16

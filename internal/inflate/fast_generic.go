@@ -2,6 +2,9 @@
 
 package inflate
 
+// hasLoops reports whether there is assembly to run.
+func hasLoops() bool { return false }
+
 // fast decodes symbols as long as there is slack on both sides.
 func (d *decoder) fast(out *output) fastResult {
 	return d.fastGo(out)

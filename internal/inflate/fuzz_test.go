@@ -68,6 +68,11 @@ func FuzzRaw(f *testing.F) {
 			f.Add(deflate(f, generate(kind, 3000, 5), level))
 		}
 	}
+	rng := rand.New(rand.NewPCG(17, 18))
+	for range 4 {
+		in, _ := literalStream(rng, 500, 50)
+		f.Add(in)
+	}
 	f.Fuzz(sameRaw)
 }
 

@@ -49,6 +49,9 @@ func (d *decoder) setCodes(lit, dist []uint8) bool {
 	d.lit.floor = max(d.lit.min, uint(lit[endOfBlock]))
 	d.litTable.build(&d.lit, litTableBits)
 	d.distTable.build(&d.dist)
+	if hasLoops() {
+		d.literals.init(&d.lit)
+	}
 	return true
 }
 
