@@ -359,7 +359,10 @@ func cleanName(name string) (string, error) {
 	if len(name) > math.MaxUint16 || strings.IndexByte(name, 0) >= 0 {
 		return "", malformed("invalid name %q", clip(name))
 	}
-	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
+	if clean := strings.TrimPrefix(path.Clean("/"+name), "/"); clean != name {
+		return clean, nil
+	}
+	return name, nil // so that who holds both holds one
 }
 
 // parseSum reads a sha256 digest, or "".
