@@ -29,17 +29,14 @@ pivot_root . old
 "/old$BUSYBOX" umount -l /old
 exec /usr/bin/dray-guest --log-level info serve --listen /run/dray.sock "$@"`
 
-// newGuest makes the root file system, with a seed where seeds usually are.
-func newGuest(t *testing.T, program, seed string) string {
+// newGuest makes the root file system, but for the seed.
+func newGuest(t *testing.T, program string) string {
 	t.Helper()
 	root := t.TempDir()
-	for _, dir := range []string{"usr/bin", "usr/share/dray", "proc", "run", "old", "bundle"} {
+	for _, dir := range []string{"usr/bin", "proc", "run", "old", "bundle"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := os.Rename(seed, filepath.Join(root, "usr/share/dray/seed")); err != nil {
-		t.Fatal(err)
 	}
 	raw, err := os.ReadFile(program)
 	if err != nil {
@@ -56,29 +53,37 @@ func newGuest(t *testing.T, program, seed string) string {
 func TestSeededGuest(t *testing.T) { //nolint:paralleltest // mounts
 	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Tool("unshare"), testkit.Tool("pivot_root"), testkit.Tool("busybox"))
 	have := build(t)
-	images, seeds := t.TempDir(), t.TempDir()
+	images := t.TempDir()
 	built := shellImage(t, images)
 	pinned := "registry.invalid/team/shell@" + string(built.Manifest.Digest)
-	for name, flags := range map[string][]string{ //nolint:paralleltest // mounts
-		"not trusted": nil,
-		"measured":    {"--trust-seed", "/usr/share/dray/seed"},
+	for use, flags := range map[string][]string{ //nolint:paralleltest // mounts
+		"copied":  nil,
+		"trusted": {"--trust-seed", "/usr/share/dray/seed"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			seed := filepath.Join(seeds, "seed")
+		t.Run(use, func(t *testing.T) {
+			root := newGuest(t, have.guest)
 			client, err := dray.New(t.Context(), dray.Options{Store: filepath.Join(t.TempDir(), "store")})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := client.WriteSeed(t.Context(), []string{"local://" + images + ":shell"}, seed, dray.SeedOptions{}); err != nil {
+			if _, err := client.WriteSeed(t.Context(), []string{"local://" + images + ":shell"}, root, dray.SeedOptions{Prefix: "/usr/share/dray/seed"}); err != nil {
 				t.Fatal(err)
 			}
 			if err := client.Close(); err != nil {
 				t.Fatal(err)
 			}
-			guest := startGuest(t, newGuest(t, have.guest, seed), flags...)
+			guest := startGuest(t, root, flags...)
 			if got := ask(t, have.hub, guest.path("run/dray.sock"), pinned, "/bundle"); got != string(built.Manifest.Digest) {
 				t.Fatalf("the answer is %q: %s", got, guest.stderr)
 			}
+			pull := exec.CommandContext(t.Context(), "/usr/bin/dray-guest", append([]string{"--json", "--storepath", "/run/another", "pull", pinned}, flags...)...)
+			pull.SysProcAttr = &syscall.SysProcAttr{Chroot: guest.path("")}
+			pull.Dir = "/"
+			said, err := pull.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSeeded(t, said, "/usr/share/dray/seed", use)
 			run := exec.CommandContext(t.Context(), "/bin/echo", "hello from the seed")
 			run.SysProcAttr = &syscall.SysProcAttr{Chroot: guest.path("bundle/rootfs")}
 			run.Dir = "/"
@@ -91,6 +96,23 @@ func TestSeededGuest(t *testing.T) { //nolint:paralleltest // mounts
 				t.Errorf("the service says %s", said)
 			}
 		})
+	}
+}
+
+// wantSeeded compares the evidence with what docs/seeding.md says of it.
+func wantSeeded(t *testing.T, said []byte, seed, use string) {
+	t.Helper()
+	var e dray.Evidence
+	if err := json.Unmarshal(said, &e); err != nil {
+		t.Fatal(err)
+	}
+	if e.NetworkBytes != 0 || e.SeedBytes == 0 || e.ResolvedBy != "seed "+seed || len(e.Fallbacks) > 0 || len(e.Layers) == 0 {
+		t.Errorf("got %s", said)
+	}
+	for _, l := range e.Layers {
+		if l.Source != "seed" || l.SeedUse != use {
+			t.Errorf("got %+v, want one %s", l, use)
+		}
 	}
 }
 
@@ -178,18 +200,7 @@ func TestSharedSeed(t *testing.T) { //nolint:paralleltest // makes a device
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		var e dray.Evidence
-		if err := json.Unmarshal(out, &e); err != nil {
-			t.Fatal(err)
-		}
-		if e.NetworkBytes != 0 || e.SeedBytes == 0 || e.ResolvedBy != "seed "+device || len(e.Fallbacks) > 0 {
-			t.Errorf("%s: %s", guest, out)
-		}
-		for _, l := range e.Layers {
-			if l.Source != "seed" || l.SeedUse != "copied" {
-				t.Errorf("%s: %+v", guest, l)
-			}
-		}
+		wantSeeded(t, out, device, "copied")
 	}
 	if !bytes.Equal(before, readFile(t, file)) {
 		t.Error("the seed was written to")
