@@ -5,9 +5,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -231,6 +236,58 @@ func TestMountsAcrossRepositories(t *testing.T) {
 				t.Fatalf("PushBlob from the other = %v, %v", how, err)
 			}
 			if size, found, err := repos[1].Has(ctx, built.Layers[0].Digest); err != nil || !found || size != built.Layers[0].Size {
+				t.Errorf("Has = %d, %t, %v", size, found, err)
+			}
+		})
+	}
+}
+
+// A registry that knows no mounts gets the bytes: whether it begins an upload, as the
+// distribution-spec says, or refuses.
+func TestRegistryWithoutMounts(t *testing.T) {
+	t.Parallel()
+	for name, refuse := range map[string]int{"begins an upload": 0, "forbids": http.StatusForbidden, "method": http.StatusMethodNotAllowed, "no such thing": http.StatusNotFound} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			to, err := url.Parse(testkit.Registry(t, t.TempDir()).URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			proxy := httputil.NewSingleHostReverseProxy(to)
+			var asked atomic.Bool
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if query := r.URL.Query(); query.Has("mount") {
+					asked.Store(true)
+					if refuse != 0 {
+						http.Error(w, "no mounts here", refuse)
+						return
+					}
+					r.URL.RawQuery = ""
+				}
+				r.Host = to.Host
+				proxy.ServeHTTP(w, r)
+			}))
+			t.Cleanup(server.Close)
+			o := options(t)
+			from, built := source(t)
+			var repos []*Repository
+			for _, n := range []string{"one", "two"} {
+				r, err := Create(t.Context(), parse(t, server.URL+"/"+n+":v1"), o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				repos = append(repos, r)
+			}
+			if _, err := repos[0].PushBlob(t.Context(), built.Layers[0], from); err != nil {
+				t.Fatal(err)
+			}
+			if how, err := repos[1].PushBlob(t.Context(), built.Layers[0], repos[0]); err != nil || how != Sent {
+				t.Errorf("PushBlob = %v, %v", how, err)
+			}
+			if !asked.Load() {
+				t.Error("it was not asked to mount")
+			}
+			if size, found, err := repos[1].Has(t.Context(), built.Layers[0].Digest); err != nil || !found || size != built.Layers[0].Size {
 				t.Errorf("Has = %d, %t, %v", size, found, err)
 			}
 		})
