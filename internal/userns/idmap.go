@@ -44,6 +44,22 @@ func mapIDs(ctx context.Context, pid int) (why, err error) {
 	return why, nil
 }
 
+// HasRange tells whether the caller has subordinate IDs and the helpers that map them, so
+// that files can have many owners in a namespace.
+func HasRange() bool {
+	for _, path := range []string{subuidPath, subgidPath} {
+		if _, err := subordinate(path); err != nil {
+			return false
+		}
+	}
+	for _, name := range []string{"newuidmap", "newgidmap"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // mapRanges maps all subordinate IDs with the helpers that are allowed to. The
 // group map goes first: a failure there leaves nothing that is in the way.
 func mapRanges(ctx context.Context, pid int) error {

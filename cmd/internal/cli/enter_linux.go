@@ -47,9 +47,9 @@ func (a *App) Enter(ctx context.Context) (err error, finished bool) { //nolint:r
 
 // EnterIfPossible is [App.Enter] for commands that need no rights but see more inside:
 // the owners of the trees in a store that was filled there. Where no user namespace can be
-// made they go on outside.
+// made, or none with many owners, they go on outside.
 func (a *App) EnterIfPossible(ctx context.Context) (err error, finished bool) { //nolint:revive // as Enter
-	possible := a.Globals.Rootless != "auto" || !userns.Needed() || userns.Available() == nil //nolint:contextcheck // its trial is short
+	possible := a.Globals.Rootless != "auto" || !userns.Needed() || userns.HasRange() && userns.Available() == nil //nolint:contextcheck // its trial is short
 	if a.Globals.Rootless == "never" || !possible {
 		return nil, false
 	}
