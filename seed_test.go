@@ -278,6 +278,30 @@ func TestTrustedSeedIsNotRead(t *testing.T) { //nolint:paralleltest // mounts
 	}
 }
 
+// An index of a trusted seed that the kernel would not mount is made anew of the tar, each
+// by itself.
+func TestTrustedSeedWithDamagedIndex(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	c := newSeedCase(t)
+	for what, damage := range map[string]func(index []byte) []byte{
+		"superblock": func(index []byte) []byte { index[1024+36]++; return index },
+		"cut":        func(index []byte) []byte { return index[:1500] },
+		"no index":   func([]byte) []byte { return bytes.Repeat([]byte("x"), 4096) },
+	} {
+		dir := filepath.Join(t.TempDir(), "seed")
+		c.seed(t, dir)
+		for _, id := range c.built.DiffIDs[1:] {
+			index := filepath.Join(dir, "layers", "sha256", id.Hex(), "index.erofs")
+			write(t, index, damage(readFile(t, index)))
+		}
+		client, target := clientWith(t, dray.Options{TrustedSeeds: []string{dir}}), filepath.Join(t.TempDir(), "rootfs")
+		m := mountAt(t, client, c.pinned, target, dray.MountOptions{ReadOnly: true, Pull: dray.PullOptions{Offline: true}})
+		if diff := testkit.Diff(c.want, testkit.Tree(t, target)); diff != "" || len(m.Image.Evidence.Fallbacks) > 0 {
+			t.Errorf("%s: %s, %v", what, diff, m.Image.Evidence.Fallbacks)
+		}
+	}
+}
+
 // A work directory of image-rs has layers and configurations: of an image only the
 // manifest is pulled. Its document is not believed, nor kept to when it changes.
 func TestWorkDirSeed(t *testing.T) { //nolint:paralleltest // mounts
