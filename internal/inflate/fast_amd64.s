@@ -619,6 +619,7 @@ group:
 	ADDQ  AX, SI
 	ORL   $56, R9
 	MOVQ  (SI), X1
+	SUBL $(6*const_literalMaxBits), R9
 	MOVO   X1, X2
 	PSRLW  $4, X2
 	PAND   X5, X1
@@ -714,7 +715,6 @@ group:
 	CMPQ  DX, R13
 	CMOVQCS CX, R8
 	ADCL  $0, R9
-	SUBL $(6*const_literalMaxBits), R9
 	ADDQ $12, DI
 	CMPQ SI, inLimit-24(SP)
 	JA   groups
@@ -724,33 +724,35 @@ groups:
 	MOVL $1, CX
 	JMP  leave
 escape0:
+	ADDL $(6*const_literalMaxBits), R9
+	ADDQ $0, DI
 	MOVL $0, CX
 	JMP  leave
 escape1:
 	MOVQ DX, R8
-	SUBL $(1*const_literalMaxBits), R9
+	ADDL $(5*const_literalMaxBits), R9
 	ADDQ $2, DI
 	MOVL $1, CX
 	JMP  leave
 escape2:
-	SUBL $(2*const_literalMaxBits), R9
+	ADDL $(4*const_literalMaxBits), R9
 	ADDQ $4, DI
 	MOVL $2, CX
 	JMP  leave
 escape3:
 	MOVQ DX, R8
-	SUBL $(3*const_literalMaxBits), R9
+	ADDL $(3*const_literalMaxBits), R9
 	ADDQ $6, DI
 	MOVL $3, CX
 	JMP  leave
 escape4:
-	SUBL $(4*const_literalMaxBits), R9
+	ADDL $(2*const_literalMaxBits), R9
 	ADDQ $8, DI
 	MOVL $4, CX
 	JMP  leave
 escape5:
 	MOVQ DX, R8
-	SUBL $(5*const_literalMaxBits), R9
+	ADDL $(1*const_literalMaxBits), R9
 	ADDQ $10, DI
 	MOVL $5, CX
 	JMP  leave
@@ -1121,6 +1123,7 @@ group:
 	ADDQ  AX, SI
 	ORL   $56, R9
 	MOVQ  (SI), X1
+	SUBL $(6*const_literalMaxBits), R9
 	MOVO   X1, X2
 	PSRLW  $4, X2
 	PAND   X5, X1
@@ -1216,7 +1219,6 @@ group:
 	CMPQ  DX, R13
 	CMOVQCS CX, R8
 	ADCL  $0, R9
-	SUBL $(6*const_literalMaxBits), R9
 	ADDQ $6, DI
 	CMPQ SI, inLimit-24(SP)
 	JA   groups
@@ -1226,33 +1228,35 @@ groups:
 	MOVL $1, CX
 	JMP  leave
 escape0:
+	ADDL $(6*const_literalMaxBits), R9
+	ADDQ $0, DI
 	MOVL $0, CX
 	JMP  leave
 escape1:
 	MOVQ DX, R8
-	SUBL $(1*const_literalMaxBits), R9
+	ADDL $(5*const_literalMaxBits), R9
 	ADDQ $1, DI
 	MOVL $1, CX
 	JMP  leave
 escape2:
-	SUBL $(2*const_literalMaxBits), R9
+	ADDL $(4*const_literalMaxBits), R9
 	ADDQ $2, DI
 	MOVL $2, CX
 	JMP  leave
 escape3:
 	MOVQ DX, R8
-	SUBL $(3*const_literalMaxBits), R9
+	ADDL $(3*const_literalMaxBits), R9
 	ADDQ $3, DI
 	MOVL $3, CX
 	JMP  leave
 escape4:
-	SUBL $(4*const_literalMaxBits), R9
+	ADDL $(2*const_literalMaxBits), R9
 	ADDQ $4, DI
 	MOVL $4, CX
 	JMP  leave
 escape5:
 	MOVQ DX, R8
-	SUBL $(5*const_literalMaxBits), R9
+	ADDL $(1*const_literalMaxBits), R9
 	ADDQ $5, DI
 	MOVL $5, CX
 	JMP  leave

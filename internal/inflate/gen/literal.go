@@ -67,13 +67,16 @@ group:
 	ORL   $56, {n}
 	MOVQ  ({in}), X1
 `)
+	// All of the group is consumed at once, in front: {n} is what the next group
+	// waits for.
+	g.emit(fmt.Sprintf("\tSUBL $(%d*const_literalMaxBits), {n}", literalGroup))
 	g.reverse("X1")
 	from, to := "{bits}", "DX"
 	for i := range literalGroup {
 		g.literal(i, from, to)
 		from, to = to, from
 	}
-	g.consume(literalGroup)
+	g.emit(fmt.Sprintf("\tADDQ $%d, {out}", literalGroup*g.element()))
 	g.emit(`
 	CMPQ {in}, inLimit-24(SP)
 	JA   groups
@@ -88,8 +91,12 @@ groups:
 		if i%2 != 0 {
 			g.emit("\tMOVQ DX, {bits}")
 		}
-		g.consume(i)
-		g.emit(fmt.Sprintf("\tMOVL $%d, CX\n\tJMP  leave", i))
+		g.emit(fmt.Sprintf(`
+	ADDL $(%d*const_literalMaxBits), {n}
+	ADDQ $%d, {out}
+	MOVL $%d, CX
+	JMP  leave
+`, literalGroup-i, i*g.element(), i))
 	}
 	g.emit(`
 leave:
@@ -132,13 +139,6 @@ leave:
 	g.refill()
 	g.emit("refilled:")
 	g.lookup()
-}
-
-// consume accounts for literals that were decoded since the last refill.
-func (g generator) consume(literals int) {
-	if literals > 0 {
-		g.emit(fmt.Sprintf("\tSUBL $(%d*const_literalMaxBits), {n}\n\tADDQ $%d, {out}", literals, literals*g.element()))
-	}
 }
 
 // element returns the size of an element of the output.
