@@ -2,7 +2,9 @@ package estargz
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"path"
 
@@ -20,12 +22,12 @@ type plan struct {
 	missed  []string
 }
 
-// planned is a file that was read ahead.
+// planned is a file that was read ahead. In the spool are its entry, its header and its
+// content.
 type planned struct {
-	entry       *tocEntry
-	at          int64 // in the spool: its header, then its content
-	headerBytes int64
-	placed      bool // in files
+	at, header, body int64  // where these start
+	target           string // of a hard link
+	placed           bool   // in files
 }
 
 // moved tells whether a file is written before the rest.
@@ -102,11 +104,8 @@ func (p *plan) readAll(ctx context.Context, open func(context.Context) (io.ReadC
 			return err
 		}
 		for name, f := range p.found {
-			if f == nil || f.entry.Type != "hardlink" || !p.wanted(name) {
-				continue
-			}
-			if target, err := cleanName(f.entry.LinkName); err == nil {
-				links = append(links, target)
+			if f != nil && f.target != "" && p.wanted(name) {
+				links = append(links, f.target)
 			}
 		}
 		p.want = map[string]bool{}
@@ -128,11 +127,7 @@ func (p *plan) place(name string) {
 		return // a directory that has no entry
 	}
 	f.placed = true
-	if f.entry.Type == "hardlink" {
-		if target, err := cleanName(f.entry.LinkName); err == nil {
-			p.place(target)
-		}
-	}
+	p.place(f.target)
 	p.files = append(p.files, f)
 }
 
@@ -170,11 +165,15 @@ func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadClos
 		if !p.wanted(name) {
 			continue
 		}
-		p.found[name] = &planned{entry: newTOCEntry(e), at: p.spool.size, headerBytes: int64(len(header))}
+		f := &planned{}
+		p.found[name] = f
+		if e.Type == layer.HardLink {
+			f.target, _ = cleanName(e.Linkname) // of one that climbs nothing comes first
+		}
 		if o.Lossless {
 			continue // nothing is moved
 		}
-		if err := p.spool.write(header); err != nil {
+		if err := p.keep(f, newTOCEntry(e), header); err != nil {
 			return err
 		}
 		if e.Type == layer.Reg {
@@ -183,4 +182,35 @@ func (p *plan) read(ctx context.Context, open func(context.Context) (io.ReadClos
 			}
 		}
 	}
+}
+
+// keep puts what is known of a file into the spool. The entry is kept as it will be in
+// the TOC.
+func (p *plan) keep(f *planned, e *tocEntry, header []byte) error {
+	text, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("keep entry of %q: %w", clip(e.Name), err)
+	}
+	f.at = p.spool.size
+	f.header = f.at + int64(len(text))
+	f.body = f.header + int64(len(header))
+	return errors.Join(p.spool.write(text), p.spool.write(header))
+}
+
+// kept returns what was kept of a file; buf is used, and has the header at its end.
+func (p *plan) kept(f *planned, buf []byte) (*tocEntry, []byte, error) {
+	buf = buf[:0]
+	err := p.spool.read(f.at, f.body-f.at, func(part []byte) error {
+		buf = append(buf, part...)
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	e := &tocEntry{}
+	if err := json.Unmarshal(buf[:f.header-f.at], e); err != nil {
+		return nil, nil, fmt.Errorf("read temporary file: %w", err)
+	}
+	e.clean, err = cleanName(e.Name)
+	return e, buf, err
 }

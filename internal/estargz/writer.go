@@ -281,21 +281,18 @@ func (w *writer) wanted(e *layer.Entry) (bool, error) {
 // writePlan writes the prioritized files and the landmark.
 func (w *writer) writePlan() error {
 	landmark := NoPrefetchLandmark
-	var header []byte
+	var buf []byte
 	for _, f := range w.plan.files {
 		landmark = PrefetchLandmark
-		header = header[:0]
-		err := w.plan.spool.read(f.at, f.headerBytes, func(p []byte) error {
-			header = append(header, p...)
-			return nil
-		})
+		e, kept, err := w.plan.kept(f, buf)
 		if err == nil {
-			err = w.entry(f.entry, header, func(take func([]byte) error) error { return w.plan.spool.read(f.at+f.headerBytes, f.entry.Size, take) })
+			buf = kept
+			header := kept[f.header-f.at:]
+			err = w.entry(e, header, func(take func([]byte) error) error { return w.plan.spool.read(f.body, e.Size, take) })
 		}
 		if err != nil {
 			return err
 		}
-		f.entry = nil // it lives until it is in the TOC
 	}
 	e := &layer.Entry{Name: landmark, Mode: 0o644, Size: 1}
 	header, err := synthesize(e)
