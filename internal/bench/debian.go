@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // debPackage is one package file that apt would install.
@@ -129,13 +130,17 @@ func (c *debCache) fetch(ctx context.Context, packages []debPackage) error {
 // maxSaid bounds what is kept of a program's complaints.
 const maxSaid = 2 << 10
 
+// outputDelay bounds how long output is waited for when a program has ended, for what it
+// left behind may have that open.
+const outputDelay = time.Second
+
 // runQuiet runs a program and returns its output; what it complained of is in the error.
 func runQuiet(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // programs of the harness and of its user
 	var out, complaint bytes.Buffer
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &complaint
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	if err := cmd.Run(); err != nil {
+	cmd.Env, cmd.WaitDelay = append(os.Environ(), "LC_ALL=C"), outputDelay
+	if err := cmd.Run(); err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		return nil, said(err, complaint.String())
 	}
 	return out.Bytes(), nil

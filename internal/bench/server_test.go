@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -140,6 +141,30 @@ func TestSocketInUse(t *testing.T) {
 func TestVersionFromTheProgram(t *testing.T) {
 	t.Parallel()
 	if version := rival(t, "dray-guest="+self(t)).Version; !strings.HasPrefix(version, "dray ") || !strings.Contains(version, runtime.Version()) {
+		t.Errorf("got %q", version)
+	}
+}
+
+// Nobody waits for what a program leaves behind when it is asked for its version.
+func TestVersionOfAProgramThatForks(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "dray-guest")
+	left := filepath.Join(t.TempDir(), "left")
+	script := "#!/bin/sh\necho version 7\nsetsid sleep 1000 &\necho $! >" + left + "\n"
+	if err := testkit.WriteProgram(path, []byte(script)); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		raw, err := os.ReadFile(left)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+		if err := errors.Join(err, syscall.Kill(pid, syscall.SIGKILL)); err != nil {
+			t.Errorf("nothing was left: %v", err)
+		}
+	}()
+	if version := rival(t, path).Version; !strings.HasPrefix(version, "version 7, ") {
 		t.Errorf("got %q", version)
 	}
 }
