@@ -91,14 +91,19 @@ func (b *builder) image(ctx context.Context, r recipe) (err error) {
 		return nil
 	}
 	b.say("%s: building %d layers …", r.name, len(plan))
-	if err := os.RemoveAll(dir); err != nil {
+	made := dir + ".new" // takes the place of the old one when it is complete
+	if err := os.RemoveAll(made); err != nil {
 		return err
 	}
-	layout, err := ocidir.Create(ctx, dir)
+	layout, err := ocidir.Create(ctx, made)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, layout.Close()) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, layout.Close(), os.RemoveAll(made))
+		}
+	}()
 	image := CorpusImage{Name: r.name, About: r.about}
 	have := map[string]bool{}
 	for i, packages := range plan {
@@ -109,6 +114,9 @@ func (b *builder) image(ctx context.Context, r recipe) (err error) {
 		image.Layers = append(image.Layers, l)
 	}
 	if image.Manifest, err = putImage(ctx, layout, image.Layers); err != nil {
+		return err
+	}
+	if err := errors.Join(layout.Close(), os.RemoveAll(dir), os.Rename(made, dir)); err != nil {
 		return err
 	}
 	b.say("%s: %.1f MB compressed, %.1f MB unpacked, %d files", r.name, float64(image.CompressedBytes())/1e6, float64(image.UncompressedBytes())/1e6, image.Files())

@@ -3,6 +3,7 @@
 package bench_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -32,6 +33,35 @@ func TestCorpusIsDeterministic(t *testing.T) {
 	}
 	if made[0].Layers[0].Digest == made[0].Layers[1].Digest {
 		t.Error("layers repeat themselves")
+	}
+}
+
+// An image stays as it was until the one that takes its place is complete.
+func TestInterruptedBuildKeepsTheImage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	before, err := bench.BuildRecipe(t.Context(), dir, "x", 2, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := bench.BuildRecipe(ctx, dir, "x", 3, 64<<10); err == nil {
+		t.Fatal("a build went on without its context")
+	}
+	manifest := filepath.Join(dir, "x", "blobs", "sha256", before.Image("x").Manifest.Hex())
+	if _, err := os.Stat(manifest); err != nil {
+		t.Error(err)
+	}
+	after, err := bench.BuildRecipe(t.Context(), dir, "x", 3, 64<<10)
+	if err != nil || len(after.Image("x").Layers) != 3 {
+		t.Fatalf("%v, %v", after, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "x?*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, err := os.Stat(manifest); err == nil {
+		t.Error("the image before is still there")
 	}
 }
 
