@@ -61,7 +61,11 @@ func (o *RunOptions) remove(ctx context.Context, runtime string) error {
 		err := deleteContainer(ctx, runtime, o)
 		running := o.runtimes()
 		if len(running) == 0 {
-			return errors.Join(err, o.removeCgroups(ctx, poll.C), os.RemoveAll(filepath.Join(o.Bundle, scratchName)))
+			left := o.removeCgroups(ctx, poll.C)
+			if err != nil && left == nil && o.halfDeleted(runtime) {
+				err = os.RemoveAll(o.state())
+			}
+			return errors.Join(err, left, os.RemoveAll(filepath.Join(o.Bundle, scratchName)))
 		}
 		if time.Since(started) > deletePatience {
 			for _, p := range running {
@@ -74,6 +78,15 @@ func (o *RunOptions) remove(ctx context.Context, runtime string) error {
 		case <-poll.C:
 		}
 	}
+}
+
+// halfDeleted tells whether crun has left a state that it cannot delete, since the
+// configuration is not in it: it was killed before that was there, or one crun deleted
+// what another had begun to make. The container has ended with its cgroups.
+func (o *RunOptions) halfDeleted(runtime string) bool {
+	_, own := o.ownCgroups()
+	_, err := os.Lstat(filepath.Join(o.state(), ConfigName))
+	return own && isCrun(runtime) && errors.Is(err, fs.ErrNotExist)
 }
 
 // runtimes returns the processes that run the container: [Run]'s children have
@@ -115,8 +128,8 @@ func ended(dir string) bool {
 // removeCgroups ends what is left in the cgroups that the bundle's configuration
 // names, if these are the container's own, and removes them.
 func (o *RunOptions) removeCgroups(ctx context.Context, poll <-chan time.Time) error {
-	name := o.cgroupsPath()
-	if !path.IsAbs(name) || path.Clean(name) != name || !strings.HasSuffix(name, o.ID) {
+	name, own := o.ownCgroups()
+	if !own {
 		return nil
 	}
 	found, _ := filepath.Glob("/sys/fs/cgroup/*") // the first version's hierarchies
@@ -134,6 +147,13 @@ func (o *RunOptions) removeCgroups(ctx context.Context, poll <-chan time.Time) e
 		}
 	}
 	return nil
+}
+
+// ownCgroups returns what the bundle's configuration names, and whether nothing but the
+// container can be in it.
+func (o *RunOptions) ownCgroups() (name string, own bool) {
+	name = o.cgroupsPath()
+	return name, path.IsAbs(name) && path.Clean(name) == name && strings.HasSuffix(name, o.ID)
 }
 
 // removeCgroup kills all processes of a cgroup and those below, and removes them.

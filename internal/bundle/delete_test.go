@@ -52,6 +52,31 @@ func TestKilledCaller(t *testing.T) {
 	})
 }
 
+// TestHalfDeleted has Delete meet what crun leaves of a container when one crun deletes
+// what another makes: a container that runs, and a state without its configuration.
+func TestHalfDeleted(t *testing.T) {
+	b := newBox(t, "crun")
+	b.write(t, oci.ImageConfig{Cmd: []string{"sh", "-c", "touch /ready; while true; do sleep 0.02; done"}}, Options{})
+	cmd := b.command(t, nil)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "start", func() bool { return b.has("ready") })
+	if err := os.Remove(filepath.Join(b.o.state(), ConfigName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := Delete(t.Context(), b.o); err != nil {
+		t.Error(err)
+	}
+	if left := b.processes(t); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+}
+
 // TestKilledCallerAtAnyTime kills the process that runs a container while the
 // runtime makes it; after Delete, the box asserts that nothing is left.
 func TestKilledCallerAtAnyTime(t *testing.T) {

@@ -205,8 +205,11 @@ func deleteContainer(ctx context.Context, path string, o *RunOptions) error {
 	return nil
 }
 
+// state is where the runtime keeps what it knows of the container.
+func (o *RunOptions) state() string { return filepath.Join(o.Root, o.ID) }
+
 func (o *RunOptions) hasState() bool {
-	_, err := os.Lstat(filepath.Join(o.Root, o.ID))
+	_, err := os.Lstat(o.state())
 	return !errors.Is(err, os.ErrNotExist)
 }
 
