@@ -57,16 +57,20 @@ func (c *Client) Bundle(ctx context.Context, reference, dir string, o BundleOpti
 	if err := checkBundle(dir); err != nil {
 		return nil, err
 	}
-	image, err := c.pullIfNeeded(ctx, reference, o.Pull)
-	if err != nil {
-		return nil, err
-	}
-	config, err := image.config()
-	if err != nil {
-		return nil, err
-	}
+	var image *Image
+	var config *oci.Image
+	var mounted *Mount
 	rootfs := filepath.Join(dir, rootfsName)
-	mounted, err := c.mountImage(ctx, image, rootfs, MountOptions{Replace: o.Replace}) // the runtime makes mount points, and then read-only what shall be
+	err = whileLost(func() (err error) {
+		if image, err = c.pullIfNeeded(ctx, reference, o.Pull); err != nil {
+			return err
+		}
+		if config, err = image.config(); err != nil {
+			return err
+		}
+		mounted, err = c.mountImage(ctx, image, rootfs, MountOptions{Replace: o.Replace}) // the runtime makes mount points, and then read-only what shall be
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -35,11 +35,29 @@ type Mount struct {
 // of its own, which goes with it. The same image mounted there already is left as
 // it is.
 func (c *Client) Mount(ctx context.Context, reference, dir string, o MountOptions) (*Mount, error) {
-	image, err := c.pullIfNeeded(ctx, reference, o.Pull)
-	if err != nil {
-		return nil, err
+	var made *Mount
+	err := whileLost(func() error {
+		image, err := c.pullIfNeeded(ctx, reference, o.Pull)
+		if err != nil {
+			return err
+		}
+		made, err = c.mountImage(ctx, image, dir, o)
+		return err
+	})
+	return made, err
+}
+
+// whileLost pulls and mounts, and does it again when what was pulled is not there any
+// more: its name was removed and its layers collected before it was mounted.
+func whileLost(pullAndMount func() error) error {
+	const attempts = 3
+	var err error
+	for range attempts {
+		if err = pullAndMount(); !errors.Is(err, store.ErrNotFound) {
+			break
+		}
 	}
-	return c.mountImage(ctx, image, dir, o)
+	return err
 }
 
 // pullIfNeeded returns the image of the store that has this reference, or pulls
