@@ -468,6 +468,21 @@ func TestReuseOnAFastNetwork(t *testing.T) {
 	}
 }
 
+// A blob that ends before the network is known is judged as any other.
+func TestReuseOfAShortBlob(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	_, second := versions(t, dir, estargz.ZstdChunked, nil)
+	server := testkit.Registry(t, dir)
+	b := newBench(t, reusing(store.LayoutEROFS, false))
+	_, err := pullBoth(t, b, server, func() {
+		server.Add(testkit.Resize(digestPart(second.Layers[0]), 1000-int(second.Layers[0].Size)))
+	})
+	if !errors.Is(err, stream.ErrMismatch) {
+		t.Errorf("pull returned %v, want ErrMismatch", err)
+	}
+}
+
 // A TOC that is elsewhere is not looked for.
 func TestReuseOfAnExternalTOC(t *testing.T) {
 	t.Parallel()
