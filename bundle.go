@@ -57,20 +57,21 @@ func (c *Client) Bundle(ctx context.Context, reference, dir string, o BundleOpti
 	if err := checkBundle(dir); err != nil {
 		return nil, err
 	}
-	var image *Image
-	var config *oci.Image
-	var mounted *Mount
+	lease, err := c.store.Lease(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", reference, err)
+	}
+	defer c.release(ctx, lease)
+	image, err := c.pullIfNeeded(ctx, lease, reference, o.Pull)
+	if err != nil {
+		return nil, err
+	}
+	config, err := image.config()
+	if err != nil {
+		return nil, err
+	}
 	rootfs := filepath.Join(dir, rootfsName)
-	err = whileLost(func() (err error) {
-		if image, err = c.pullIfNeeded(ctx, reference, o.Pull); err != nil {
-			return err
-		}
-		if config, err = image.config(); err != nil {
-			return err
-		}
-		mounted, err = c.mountImage(ctx, image, rootfs, MountOptions{Replace: o.Replace}) // the runtime makes mount points, and then read-only what shall be
-		return err
-	})
+	mounted, err := c.mountImage(ctx, image, rootfs, MountOptions{Replace: o.Replace}) // the runtime makes mount points, and then read-only what shall be
 	if err != nil {
 		return nil, err
 	}

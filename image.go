@@ -43,7 +43,21 @@ type Image struct {
 // Pull brings an image into the store and returns it with its evidence. What is
 // there already is not fetched again. After an error nothing half-done is
 // visible, and layers that were complete are kept for the next attempt.
-func (c *Client) Pull(ctx context.Context, reference string, o PullOptions) (*Image, error) {
+func (c *Client) Pull(ctx context.Context, reference string, o PullOptions) (image *Image, err error) {
+	lease, err := c.store.Lease(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", reference, err)
+	}
+	defer func() {
+		if err = errors.Join(err, lease.Release()); err != nil {
+			image = nil
+		}
+	}()
+	return c.pull(ctx, lease, reference, o)
+}
+
+// pull is Pull for a caller who still needs the image: lease keeps it.
+func (c *Client) pull(ctx context.Context, lease *store.Lease, reference string, o PullOptions) (*Image, error) {
 	ref, err := oci.ParseReference(reference)
 	if err != nil {
 		return nil, err
@@ -59,7 +73,7 @@ func (c *Client) Pull(ctx context.Context, reference string, o PullOptions) (*Im
 	}
 	var image *Image
 	for _, candidate := range c.complete(ref) {
-		image, err = c.pullOne(ctx, candidate, platform, o)
+		image, err = c.pullOne(ctx, lease, candidate, platform, o)
 		if !errors.Is(err, registry.ErrNotFound) && !errors.Is(err, store.ErrNotFound) {
 			return image, err
 		}
@@ -83,14 +97,14 @@ func (c *Client) complete(ref oci.Reference) []oci.Reference {
 	return candidates
 }
 
-func (c *Client) pullOne(ctx context.Context, ref oci.Reference, platform oci.Platform, o PullOptions) (*Image, error) {
+func (c *Client) pullOne(ctx context.Context, lease *store.Lease, ref oci.Reference, platform oci.Platform, o PullOptions) (*Image, error) {
 	source, err := c.source(ctx, ref, o.Offline)
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, err)
 	}
 	record, evidence, err := c.engine.Pull(ctx, pull.Request{
 		Reference: ref, Source: source, Local: ref.Transport != oci.Registry,
-		Platform: platform, Offline: o.Offline, Progress: o.Progress,
+		Platform: platform, Offline: o.Offline, Progress: o.Progress, Lease: lease,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, err)

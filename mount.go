@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 
 	"dray/internal/mount"
@@ -35,44 +36,40 @@ type Mount struct {
 // of its own, which goes with it. The same image mounted there already is left as
 // it is.
 func (c *Client) Mount(ctx context.Context, reference, dir string, o MountOptions) (*Mount, error) {
-	var made *Mount
-	err := whileLost(func() error {
-		image, err := c.pullIfNeeded(ctx, reference, o.Pull)
-		if err != nil {
-			return err
-		}
-		made, err = c.mountImage(ctx, image, dir, o)
-		return err
-	})
-	return made, err
+	lease, err := c.store.Lease(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", reference, err)
+	}
+	defer c.release(ctx, lease)
+	image, err := c.pullIfNeeded(ctx, lease, reference, o.Pull)
+	if err != nil {
+		return nil, err
+	}
+	return c.mountImage(ctx, image, dir, o)
 }
 
-// whileLost pulls and mounts, and does it again when what was pulled is not there any
-// more: its name was removed and its layers collected before it was mounted.
-func whileLost(pullAndMount func() error) error {
-	const attempts = 3
-	var err error
-	for range attempts {
-		if err = pullAndMount(); !errors.Is(err, store.ErrNotFound) {
-			break
-		}
+// release ends the lease of an image that is mounted by now, or will not be. Its file
+// may stay: it is locked no more, keeps nothing, and goes at the next opening.
+func (c *Client) release(ctx context.Context, lease *store.Lease) {
+	if err := lease.Release(); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "the file of a lease is left", slog.Any("error", err))
 	}
-	return err
 }
 
 // pullIfNeeded returns the image of the store that has this reference, or pulls
-// it. A store that lost a layer of it pulls that again.
-func (c *Client) pullIfNeeded(ctx context.Context, reference string, o PullOptions) (*Image, error) {
+// it. A store that lost a layer of it pulls that again. The lease keeps it: the caller
+// holds that until a mount's record names the image.
+func (c *Client) pullIfNeeded(ctx context.Context, lease *store.Lease, reference string, o PullOptions) (*Image, error) {
 	if o.Fresh {
-		return c.Pull(ctx, reference, o)
+		return c.pull(ctx, lease, reference, o)
 	}
 	offline := o
 	offline.Offline = true
-	image, err := c.Pull(ctx, reference, offline)
+	image, err := c.pull(ctx, lease, reference, offline)
 	if err == nil || o.Offline || !errors.Is(err, store.ErrNotFound) {
 		return image, err
 	}
-	return c.Pull(ctx, reference, o)
+	return c.pull(ctx, lease, reference, o)
 }
 
 func (c *Client) mountImage(ctx context.Context, image *Image, dir string, o MountOptions) (*Mount, error) {

@@ -58,7 +58,7 @@ func New(o Options) (*Mounter, error) {
 // Request says what to mount where.
 type Request struct {
 	Image  oci.Digest     // recorded; the same image at the same target is not mounted twice
-	Layers []*store.Layer // bottom first; may repeat, may be none
+	Layers []*store.Layer // bottom first; may repeat, may be none. The caller leases them ([store.Lease]) and the image
 	// Target is an absolute path. The directory is made when it is missing; its
 	// parent must be there. The last component must not be a symbolic link.
 	Target   string

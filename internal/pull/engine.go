@@ -151,6 +151,11 @@ type Request struct {
 	Document  func(oci.Digest, []byte) // called with each index and manifest on the way; nil: not
 	Progress  func(Event)              // nil: none; called by many goroutines, one at a time
 
+	// Lease has the image and its layers under it from before they are looked for, and
+	// keeps them when Pull has returned, until the caller releases it. nil: the pull has a
+	// lease of its own, and what nothing names may be collected at its end.
+	Lease *store.Lease
+
 	// Stored is called with each layer that the store did not have, one at a time, when
 	// it and those before it are in the store: the largest blob first, as the manifest
 	// has them. Its error ends the pull. nil: not called.
@@ -171,13 +176,13 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	lease, err := e.options.Store.Lease(ctx)
-	if err != nil {
-		return nil, nil, err
+	if r.Lease == nil {
+		if r.Lease, err = e.options.Store.Lease(ctx); err != nil {
+			return nil, nil, err
+		}
+		defer func() { err = errors.Join(err, r.Lease.Release()) }()
 	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
-
-	if image, err = e.known(ctx, r, lease); err != nil {
+	if image, err = e.known(ctx, r); err != nil {
 		return nil, nil, err
 	}
 	if image != nil {
@@ -203,7 +208,7 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 	if !r.Local {
 		evidence.NetworkBytes = found.bytes - over.bytes
 	}
-	if err := lease.Add(ctx, found.image.RootFS.DiffIDs...); err != nil {
+	if err := r.Lease.AddImage(ctx, found.manifest.Digest, found.image.RootFS.DiffIDs...); err != nil {
 		return nil, nil, err
 	}
 	layersBegin := time.Now()
@@ -363,7 +368,11 @@ func (e *Engine) record(ctx context.Context, r Request, found *resolved, evidenc
 		Pulled:      begin.UTC(),
 		Evidence:    kept,
 	}
-	if err := e.publish(ctx, image); err != nil {
+	// First the record, then its name. Both are leased: nobody removes the one meanwhile.
+	if err := e.options.Store.PutImage(ctx, image); err != nil {
+		return nil, err
+	}
+	if err := e.options.Store.SetRef(ctx, image.Reference, image.Manifest.Digest); err != nil {
 		return nil, err
 	}
 	if e.options.Sync == SyncAfter {
@@ -371,20 +380,6 @@ func (e *Engine) record(ctx context.Context, r Request, found *resolved, evidenc
 		e.flying.Go(func() { e.syncLater(ctx, image) })
 	}
 	return image, nil
-}
-
-// publish makes the image visible, first its record, then its name.
-func (e *Engine) publish(ctx context.Context, image *store.Image) error {
-	for {
-		if err := e.options.Store.PutImage(ctx, image); err != nil {
-			return err
-		}
-		err := e.options.Store.SetRef(ctx, image.Reference, image.Manifest.Digest)
-		if !errors.Is(err, store.ErrNotFound) || ctx.Err() != nil {
-			return err
-		}
-		// Somebody has removed the image at this moment. Its layers are leased.
-	}
 }
 
 // syncLater makes a published image durable, as far as it is still there. That it
@@ -402,7 +397,7 @@ func (e *Engine) syncLater(ctx context.Context, image *store.Image) {
 
 // known returns the image that a pinned reference, or any reference offline,
 // names, if all of it is in the store; nil if the source must be asked.
-func (e *Engine) known(ctx context.Context, r Request, lease *store.Lease) (*store.Image, error) {
+func (e *Engine) known(ctx context.Context, r Request) (*store.Image, error) {
 	image, err := e.lookUp(r)
 	if errors.Is(err, store.ErrNotFound) {
 		if r.Offline && e.options.Seeds.Empty() {
@@ -413,7 +408,7 @@ func (e *Engine) known(ctx context.Context, r Request, lease *store.Lease) (*sto
 	if err != nil {
 		return nil, err
 	}
-	if err := lease.Add(ctx, image.DiffIDs...); err != nil {
+	if err := r.Lease.AddImage(ctx, image.Manifest.Digest, image.DiffIDs...); err != nil {
 		return nil, err
 	}
 	for _, id := range image.DiffIDs {

@@ -51,8 +51,9 @@
 // Nothing waits for a lock of the first kind while it holds the second. No lock
 // is held across a callback.
 //
-// Leases connect the two: a layer that a live [Lease] names is not collected, from
-// before the pull asks whether it is there until an image refers to it.
+// Leases connect the two: a layer or an image that a live [Lease] names is not
+// collected, from before a pull asks whether it is there until a reference names the
+// image or, where it is pulled to be mounted, the record of the mount does.
 //
 // # Words
 //

@@ -39,16 +39,21 @@ func (s *Store) Lease(ctx context.Context) (*Lease, error) {
 // Add puts layers under the lease, whether they are there or not. From its return
 // on they are not collected.
 func (l *Lease) Add(ctx context.Context, ids ...oci.DiffID) error {
+	return l.add(ctx, layerLines(ids))
+}
+
+func layerLines(ids []oci.DiffID) []string {
 	lines := make([]string, len(ids))
 	for i, id := range ids {
 		lines[i] = "layer " + string(id) + "\n"
 	}
-	return l.add(ctx, lines)
+	return lines
 }
 
-// AddImage puts an image under the lease: its record stays without a reference.
-func (l *Lease) AddImage(ctx context.Context, manifest oci.Digest) error {
-	return l.add(ctx, []string{"image " + string(manifest) + "\n"})
+// AddImage puts an image and its layers under the lease, whether they are there or not:
+// the record stays without a reference, and with it the merged index.
+func (l *Lease) AddImage(ctx context.Context, manifest oci.Digest, layers ...oci.DiffID) error {
+	return l.add(ctx, append(layerLines(layers), "image "+string(manifest)+"\n"))
 }
 
 func (l *Lease) add(ctx context.Context, lines []string) error {

@@ -32,8 +32,8 @@ var rules = []rule{
 		why:  "there is no such file: os.Remove tries rmdir after unlink, which says so",
 	},
 	{
-		scenarios: []string{"mount-and-pull"}, call: regexp.MustCompile(`^unlinkat\(store/staging/lease-RANDOM\.lock\) `),
-		why: "the look for the image in the store found none, and that is its answer; its lock holds nothing and is swept by the next command",
+		call: regexp.MustCompile(`^unlinkat\(store/staging/lease-RANDOM\.lock\) `), says: "the file of a lease is left",
+		why: "the mount is there, and its record holds the image; a file that nobody has locked keeps nothing and is swept by the next command",
 	},
 	{
 		scenarios: []string{"mount-and-pull"}, call: regexp.MustCompile(`.`), says: "not safe from power loss",

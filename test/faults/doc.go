@@ -8,6 +8,9 @@
 // sound, the image has to be pulled and mounted again, equal to the model, and
 // nothing may be left behind.
 //
+// In the same way another process removes an image's name and collects garbage before
+// the N-th call of a mount, for every N until the mount's record holds the image.
+//
 // strace -e inject does the same for programs of one thread; it counts calls thread
 // by thread, so that "the fifth write" of a Go program is another one, or several,
 // in each run.

@@ -71,6 +71,10 @@ type injection struct {
 	fault
 	call string
 	at   int
+
+	// meanwhile is what others do before the call is made, instead of a fault. All calls
+	// of the program that a gate stops wait for its end.
+	meanwhile func() error
 }
 
 func (i injection) String() string { return fmt.Sprintf("%s at %s %d", i.name, i.call, i.at) }
@@ -78,7 +82,7 @@ func (i injection) String() string { return fmt.Sprintf("%s at %s %d", i.name, i
 // outcome is how a run of the program ended.
 type outcome struct {
 	calls          []call
-	hit            *call // the one that went wrong, if it was ever made
+	hit            *call // the one that went wrong, or before which others did something, if it was ever made
 	exit           int   // -1: killed
 	stdout, stderr string
 }
@@ -183,16 +187,22 @@ func (g *gate) answer(listener int) error {
 		return fmt.Errorf("receive call: %w", errno)
 	}
 	r := reply{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-	if c, ok := g.describe(&n); ok && g.hit == nil {
+	if c, ok := g.describe(&n); ok && (g.hit == nil || g.injection.meanwhile != nil) {
 		g.seen[c.name]++
 		c.at = g.seen[c.name]
 		g.calls = append(g.calls, c)
 		if g.injection.call == c.name && g.injection.at == c.at {
 			g.hit = &c
-			if g.injection.err == 0 {
+			switch i := g.injection; {
+			case i.meanwhile != nil:
+				if err := i.meanwhile(); err != nil {
+					return fmt.Errorf("before %s: %w", c, err)
+				}
+			case i.err == 0:
 				return g.process.Kill() // in the middle of the call: it is never made
+			default:
+				r.flags, r.err = 0, -int32(i.err)
 			}
-			r.flags, r.err = 0, -int32(g.injection.err)
 		}
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r))); errno != 0 && errno != unix.ENOENT {

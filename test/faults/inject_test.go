@@ -248,7 +248,7 @@ func (r *injector) newWorld() (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{t: r.t, home: home, store: filepath.Join(home, "store"), target: filepath.Join(home, "target"), main: r.main, other: r.other}
+	w := r.world(home)
 	for _, args := range r.scenario.prepare {
 		if err := w.run(w.fill(args)...); err != nil {
 			return w, fmt.Errorf("prepare: %w", err)
@@ -258,6 +258,11 @@ func (r *injector) newWorld() (*world, error) {
 		return w, nil
 	}
 	return w, os.RemoveAll(filepath.Join(w.store, r.scenario.without))
+}
+
+// world returns an empty one.
+func (r *injector) world(home string) *world {
+	return &world{t: r.t, home: home, store: filepath.Join(home, "store"), target: filepath.Join(home, "target"), main: r.main, other: r.other}
 }
 
 // count runs the command without a fault and returns its calls.
