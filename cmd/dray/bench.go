@@ -110,6 +110,9 @@ func newBenchFloorCommand() *cobra.Command {
 }
 
 func runBench(ctx context.Context, app *cli.App, f benchFlags, servers []string) error {
+	if err := bench.Isolate(); err != nil {
+		return err
+	}
 	o, err := f.options(ctx, app, servers)
 	if err != nil {
 		return err

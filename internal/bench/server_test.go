@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -210,6 +211,9 @@ func TestDiskFull(t *testing.T) {
 // measureAlone is a bench in a process of its own, of the corpus, with work as its
 // directory; the report goes to work as well.
 func measureAlone(corpusDir, work string) error {
+	if err := bench.Isolate(); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT)
 	defer stop()
 	c, err := bench.OpenCorpus(corpusDir)
@@ -423,10 +427,9 @@ func TestNothingIsLeftOfABenchThatWasStopped(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			for !strings.Contains(mounts(t), mark) {
-				if t.Context().Err() != nil {
-					t.Fatal("it was never mounted")
-				}
+			until(t, "it was never mounted", func() bool { return strings.Contains(mountsOf(cmd.Process.Pid), mark) })
+			if strings.Contains(mounts(t), mark) {
+				t.Error("mounted for others too")
 			}
 			if err := cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
@@ -439,9 +442,7 @@ func TestNothingIsLeftOfABenchThatWasStopped(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if strings.Contains(mounts(t), mark) {
-				t.Error("a mount is left")
-			}
+			until(t, "a mount is left", func() bool { return !strings.Contains(everybodysMounts(t), mark) })
 			reports(t, work) // and nothing else
 			devices(t, work)
 			groups, err := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/dray-bench-%d-*", cmd.Process.Pid))
@@ -516,25 +517,90 @@ func TestFileSystemInUse(t *testing.T) {
 	devices(t, filepath.Join(os.TempDir(), "b"))
 }
 
+// Whoever makes a mount namespace of his own while a run goes on is in nobody's way.
+func TestMountNamespaceOfSomebodyElse(t *testing.T) {
+	testkit.Need(t, testkit.Root())
+	program, corpusDir, work := openDir(t)
+	question, answer := filepath.Join(work, "question"), filepath.Join(work, "answer")
+	for _, name := range []string{question, answer} {
+		if err := unix.Mkfifo(name, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := exec.CommandContext(t.Context(), "/bin/sh", "-c", `read -r x <"$1" && exec unshare --mount --propagation private sh -c 'echo done >"$1"; exec sleep 1000' sh "$2"`, "other", question, answer)
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = other.Process.Kill()
+		_ = other.Wait() // it was killed
+	}()
+	cmd := exec.CommandContext(t.Context(), program, "measure", corpusDir, work)
+	cmd.Env = append(os.Environ(), "BENCH_TEST_PROGRAM=test ! -p "+question+" || { echo x >"+question+"; read x <"+answer+"; rm "+question+"; }; echo x >{dir}/x")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.Remove(answer); err != nil {
+		t.Error(err)
+	}
+	for _, report := range reports(t, work) {
+		for _, r := range report.Runs {
+			if r.Error != "" || r.Cleanup != "" {
+				t.Errorf("%s: %q, %q", r.Rival, r.Error, r.Cleanup)
+			}
+		}
+	}
+}
+
 // devices makes sure that no loop device has a file below dir.
 func devices(t *testing.T, dir string) {
 	t.Helper()
-	found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range found {
-		if raw, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(raw), dir) {
-			t.Errorf("%s: %s", name, raw)
+	until(t, "a device is left", func() bool {
+		found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !slices.ContainsFunc(found, func(name string) bool {
+			raw, err := os.ReadFile(name)
+			return err == nil && strings.HasPrefix(string(raw), dir)
+		})
+	})
+}
+
+// until waits for what comes by itself: the kernel ends what a killed process had a
+// little later.
+func until(t *testing.T, problem string, is func() bool) {
+	t.Helper()
+	const patience = 20 * time.Second
+	for end := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(problem)
 		}
 	}
 }
 
 func mounts(t *testing.T) string {
 	t.Helper()
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	return mountsOf(os.Getpid())
+}
+
+// mountsOf returns what is mounted in the namespace of a process; "" when it has ended.
+func mountsOf(pid int) string {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	return string(raw)
+}
+
+// everybodysMounts returns what is mounted in any process's namespace.
+func everybodysMounts(t *testing.T) string {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(raw)
+	var all strings.Builder
+	for _, name := range names {
+		raw, _ := os.ReadFile(name) // none of who has ended
+		all.Write(raw)
+	}
+	return all.String()
 }
