@@ -40,8 +40,12 @@ var rules = []rule{
 		why: "what a mount has pulled is synced after the mount is there: a failure takes nothing away and is said",
 	},
 	{
-		scenarios: []string{"merge", "mount-merged"}, call: regexp.MustCompile(`.`), says: "layers are stacked one by one, not merged",
+		scenarios: []string{"merge", "mount-merged", "pull-seeded", "merge-seeded", "mount-seeded"}, call: regexp.MustCompile(`.`), says: "layers are stacked one by one, not merged",
 		why: "a merged index that cannot be made or mounted is done without, and that is said",
+	},
+	{
+		scenarios: []string{"pull-seeded"}, call: regexp.MustCompile(`^(fsopen\(erofs\)|fsconfig\((source|device|ro|)\)|fsmount\(\)) `), before: "store/staging/merged-",
+		why: "the kernel is asked whether it mounts a layer where it lies in the seed; where not, the layer is copied, and the evidence says so",
 	},
 	{
 		call: regexp.MustCompile(`^fsopen\(overlay\) `), says: "overlays are made with mount(2)",

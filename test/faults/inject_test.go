@@ -41,6 +41,7 @@ type world struct {
 	home          string // below which everything is
 	store, target string
 	main, other   string // references
+	seed          string // "": the usual ones
 }
 
 // drayArgs is a command line.
@@ -49,6 +50,9 @@ func (w *world) drayArgs(args ...string) []string {
 	line = append(line, "--storepath", w.store, "--config", "/dev/null", "--progress", "none")
 	if *layout != "" && slices.Contains([]string{"pull", "mount", "serve"}, args[0]) {
 		line = append(line, "--layout", *layout)
+	}
+	if w.seed != "" {
+		line = append(line, "--seed", w.seed)
 	}
 	return line
 }
@@ -99,6 +103,17 @@ func mergedScenarios() []scenario {
 		{name: "mount-merged", prepare: [][]string{pull}, command: mount},
 		{name: "unmount-merged", prepare: [][]string{mount}, command: []string{"unmount", "TARGET"}},
 		{name: "gc-merged", prepare: [][]string{pull, {"store", "rm", "MAIN"}}, command: []string{"store", "gc"}},
+	}
+}
+
+// seededScenarios are those of an image of many layers that lie in a seed.
+func seededScenarios() []scenario {
+	pull, mount := []string{"pull", "MAIN"}, []string{"mount", "MAIN", "TARGET"}
+	return []scenario{
+		{name: "pull-seeded", command: pull},
+		{name: "merge-seeded", prepare: [][]string{pull}, without: "merged", command: mount},
+		{name: "mount-seeded", prepare: [][]string{pull}, command: mount},
+		{name: "gc-seeded", prepare: [][]string{pull, {"store", "rm", "MAIN"}}, command: []string{"store", "gc"}},
 	}
 }
 
@@ -161,6 +176,40 @@ func TestInjectionMerged(t *testing.T) { // not parallel: it mounts
 	}
 }
 
+// TestInjectionSeeded is TestInjectionMerged where the layers lie in a seed, and the
+// merged index is over it.
+func TestInjectionSeeded(t *testing.T) { // not parallel: it mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Mknod())
+	home := t.TempDir()
+	dir, seed := filepath.Join(home, "image"), filepath.Join(home, "seed")
+	image := many()
+	image.write(t, testkit.LayoutAt(t, dir), "main", 0)
+	w := world{t: t, home: home, store: filepath.Join(home, "store"), main: "local://" + dir + ":main"}
+	if err := w.run("store", "seed", w.main, "-o", seed); err != nil {
+		t.Fatal(err)
+	}
+	w.seed = seed
+	if err := w.run("pull", w.main); err != nil {
+		t.Fatal(err)
+	}
+	records, err := filepath.Glob(filepath.Join(w.store, "merged", "sha256", "*", "merged.json"))
+	if err != nil || len(records) > 1 {
+		t.Fatal(records, err)
+	}
+	if raw, err := os.ReadFile(strings.Join(records, "")); err != nil || !bytes.Contains(raw, []byte(`"seeds"`)) {
+		t.Skipf("layers are used where they lie if the kernel mounts EROFS from files: %v", err)
+	}
+	for _, s := range seededScenarios() {
+		t.Run(s.name, func(t *testing.T) {
+			r := injector{t: t, scenario: s, main: w.main, seed: seed, image: image}
+			if !nightly() {
+				r.share = 2 * mergedShare
+			}
+			r.all()
+		})
+	}
+}
+
 // TestInjectionReuse is TestInjection where files of another image are taken.
 func TestInjectionReuse(t *testing.T) { // not parallel: it mounts
 	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.Mknod())
@@ -189,6 +238,7 @@ type injector struct {
 	t           *testing.T
 	scenario    scenario
 	main, other string
+	seed        string
 	image       contents
 	share       int // of so many calls one is chosen; 0: all
 
@@ -262,7 +312,7 @@ func (r *injector) newWorld() (*world, error) {
 
 // world returns an empty one.
 func (r *injector) world(home string) *world {
-	return &world{t: r.t, home: home, store: filepath.Join(home, "store"), target: filepath.Join(home, "target"), main: r.main, other: r.other}
+	return &world{t: r.t, home: home, store: filepath.Join(home, "store"), target: filepath.Join(home, "target"), main: r.main, other: r.other, seed: r.seed}
 }
 
 // count runs the command without a fault and returns its calls.
