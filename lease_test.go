@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -209,6 +210,38 @@ func (c *leaseCase) test(t *testing.T, way func(*leaseCase, *testing.T, string) 
 		if left := names(t, filepath.Join(c.client.Store(), name)); len(left) > 0 {
 			t.Errorf("left in %s: %v", name, left)
 		}
+	}
+}
+
+// A lease holds no seed. One that goes away between the pull and the mount fails that,
+// by name, and leaves nothing; the next mount pulls.
+func TestSeedVanishesBeforeMount(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	if layouts, err := newClient(t).Layouts(t.Context()); err != nil || layouts.Backing != "files" {
+		t.Skipf("layers are used where they lie if the kernel mounts EROFS from files: %+v, %v", layouts, err)
+	}
+	from := newSeedCase(t)
+	seed := filepath.Join(t.TempDir(), "seed")
+	from.seed(t, seed)
+	c := &leaseCase{client: clientWith(t, dray.Options{Seeds: []string{seed}}), reference: from.pinned}
+	dir := t.TempDir()
+	err := c.heldUp(t, func() error { return c.mount(t, dir) }, func(t *testing.T) {
+		t.Helper()
+		if err := os.RemoveAll(seed); err != nil {
+			t.Error(err)
+		}
+	})
+	if dray.KindOf(err) != dray.KindNotFound || !strings.Contains(err.Error(), "in seed "+seed) {
+		t.Errorf("got %v", err)
+	}
+	for _, name := range []string{"staging", "mounts"} {
+		if left := names(t, filepath.Join(c.client.Store(), name)); len(left) > 0 {
+			t.Errorf("left in %s: %v", name, left)
+		}
+	}
+	mounted := mountAt(t, c.client, c.reference, filepath.Join(dir, "rootfs"), dray.MountOptions{})
+	if diff := testkit.Diff(from.want, testkit.Tree(t, mounted.Target)); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -215,3 +215,65 @@ func readFile(t *testing.T, path string) []byte {
 	}
 	return raw
 }
+
+// A seed that goes away under a running service, and comes back: what is mounted stays,
+// what only the seed has is refused with a reason and leaves nothing, and all else is
+// served as before.
+func TestServeSeedVanishes(t *testing.T) { //nolint:paralleltest // mounts
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	have := build(t)
+	registry, small := imagesFor(t)
+	pinned := func(host string) string { return host + "@" + string(small.Manifest.Digest) }
+	nowhere := pinned("http://127.0.0.1:1/x")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, form := range []string{"seed", "seed.erofs"} { //nolint:paralleltest // mounts
+		t.Run(form, func(t *testing.T) {
+			dir := t.TempDir()
+			dray, seed := filepath.Join(dir, "dray"), filepath.Join(dir, form)
+			if err := os.Symlink(self, dray); err != nil { // the test binary is the program under that name
+				t.Fatal(err)
+			}
+			made := exec.CommandContext(t.Context(), dray, "store", "seed", "--storepath", filepath.Join(dir, "made"), registry.Ref("small:v1"), "-o", seed)
+			if out, err := made.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			s := serveWith(t, dir, dray, "serve", "--listen", filepath.Join(dir, "socket"), "--seed", seed)
+			pull := func(image, bundle, want string) {
+				t.Helper()
+				if got := ask(t, have.hub, s.path("socket"), image, s.bundle(t, bundle)); !strings.Contains(got, want) {
+					t.Errorf("%s: got %q, want %q", image, got, want)
+				}
+			}
+			pull(nowhere, "first", string(small.Manifest.Digest))
+			if err := os.Rename(seed, seed+".away"); err != nil {
+				t.Fatal(err)
+			}
+			pull(nowhere, "second", "Unavailable: ")
+			pull(nowhere, "second", seed)
+			s.wantOnly(t, "first")
+			wantHostname(t, s.path("first"), "small\n") // it holds its files
+			pull(registry.Ref("other:v1"), "other", "sha256:")
+			pull(pinned(registry.Ref("small")), "second", string(small.Manifest.Digest))
+			wantHostname(t, s.path("second"), "small\n")
+			s.wantOnly(t, "first", "other", "second")
+			if err := os.Rename(seed+".away", seed); err != nil {
+				t.Fatal(err)
+			}
+			pull(nowhere, "third", string(small.Manifest.Digest))
+			s.stop(t)
+		})
+	}
+}
+
+// wantOnly looks for what requests must not leave beside their bundles.
+func (s *server) wantOnly(t *testing.T, bundles ...string) {
+	t.Helper()
+	staged, _ := filepath.Glob(s.path("store/staging/*"))
+	mounts, _ := filepath.Glob(s.path("store/mounts/*"))
+	if below := mountsBelow(s.dir); len(staged) > 0 || len(mounts) != len(bundles) || len(below) != len(bundles) {
+		t.Errorf("staged %v, mounts %v, mounted %v, want %v", staged, mounts, below, bundles)
+	}
+}

@@ -182,9 +182,15 @@ func (e *Engine) Pull(ctx context.Context, r Request) (image *store.Image, evide
 		}
 		defer func() { err = errors.Join(err, r.Lease.Release()) }()
 	}
-	if image, err = e.known(ctx, r); err != nil {
+	image, lost, err := e.known(ctx, r)
+	if err != nil {
 		return nil, nil, err
 	}
+	defer func() {
+		if err != nil && lost != nil && ctx.Err() == nil { // why anyone was asked at all
+			err = fmt.Errorf("%w; the store has not all of it: %v", err, lost) //nolint:errorlint // what was not found is not what this failed for
+		}
+	}()
 	if image != nil {
 		if evidence, err = e.knownEvidence(r, image, begin); err != nil {
 			return nil, nil, err
@@ -396,35 +402,36 @@ func (e *Engine) syncLater(ctx context.Context, image *store.Image) {
 }
 
 // known returns the image that a pinned reference, or any reference offline,
-// names, if all of it is in the store; nil if the source must be asked.
-func (e *Engine) known(ctx context.Context, r Request) (*store.Image, error) {
-	image, err := e.lookUp(r)
+// names, if all of it is in the store; nil if the source must be asked. lost says what
+// the store should have of it and has not.
+func (e *Engine) known(ctx context.Context, r Request) (image *store.Image, lost, err error) {
+	image, err = e.lookUp(r)
 	if errors.Is(err, store.ErrNotFound) {
 		if r.Offline && e.options.Seeds.Empty() {
-			return nil, fmt.Errorf("offline: %w", err)
+			return nil, nil, fmt.Errorf("offline: %w", err)
 		}
-		return nil, nil //nolint:nilnil // nil: not known
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := r.Lease.AddImage(ctx, image.Manifest.Digest, image.DiffIDs...); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, id := range image.DiffIDs {
 		_, err := e.options.Store.Layer(id)
 		if errors.Is(err, store.ErrNotFound) && (!r.Offline || !e.options.Seeds.Empty()) {
-			return nil, nil //nolint:nilnil // nil: incomplete, to be pulled again
+			return nil, err, nil // to be pulled again
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	err = e.options.Store.SetRef(ctx, r.Reference.String(), image.Manifest.Digest)
 	if errors.Is(err, store.ErrNotFound) && !r.Offline {
-		return nil, nil //nolint:nilnil // nil: removed at this moment, to be pulled again
+		return nil, nil, nil // removed at this moment, to be pulled again
 	}
-	return image, err
+	return image, nil, err
 }
 
 func (e *Engine) lookUp(r Request) (*store.Image, error) {
