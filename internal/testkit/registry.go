@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"dray/internal/registryd"
 )
@@ -30,6 +31,7 @@ type Server struct {
 	mu       sync.Mutex // guards the fields below
 	faults   []*fault
 	requests []Request
+	active   int // requests that are being answered
 	tokens   map[string]*token
 	signed   map[string]int // uses left of redirected URLs
 }
@@ -163,11 +165,23 @@ func (s *Server) CertDir(tb testing.TB) string {
 	return dir
 }
 
-// Requests returns what was answered until now, in the order of the answers' ends.
+// Requests returns what was answered until now, in the order of the answers' ends. A
+// client may have all of an answer before the server has come to its end, which is waited
+// for; not for what stalls.
 func (s *Server) Requests() []Request {
+	const patience = time.Second
+	for end := time.Now().Add(patience); s.answering() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
+}
+
+func (s *Server) answering() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active > 0
 }
 
 // Count returns how many requests were answered whose "METHOD /path" contains
@@ -184,6 +198,7 @@ func (s *Server) Count(part string) (requests int, bytes int64) {
 
 // Forget forgets the requests until now.
 func (s *Server) Forget() {
+	_ = s.Requests() // those whose answers are there
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = nil
@@ -199,10 +214,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 // storagePrefix begins what faults of the host of [Redirect] match.
 const storagePrefix = "STORAGE "
 
-// chain returns the backend behind the faults that a request meets.
+// chain returns the backend behind the faults that a request meets; its answer ends with
+// record.
 func (s *Server) chain(request string, storage bool) http.Handler {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.active++
 	handler := s.backend
 	for _, f := range slices.Backward(s.faults) {
 		match, ofStorage := strings.CutPrefix(f.match, storagePrefix)
@@ -220,6 +237,7 @@ func (s *Server) chain(request string, storage bool) http.Handler {
 func (s *Server) record(r *http.Request, c *counter, storage bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.active--
 	s.requests = append(s.requests, Request{
 		Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, Header: r.Header.Clone(), Storage: storage, Status: c.status, Bytes: c.bytes,
 	})
