@@ -115,11 +115,11 @@ func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.R
 		return record, how, e.blame(fetched, err)
 	}
 	defer func() { _ = opened.Close() }()
-	inflated := stream.NewAhead(ctx, opened, plainBlocks, plainBlockBytes)
+	plain := stream.NewVerifier(nil, "layer", f.diffID.Digest(), stream.AnySize)
+	inflated := stream.NewVerifiedAhead(ctx, opened, plain, plainBlocks, plainBlockBytes)
 	defer closeAfter(cancel, inflated)
-	plain := stream.NewBlockVerifier(inflated, "layer", f.diffID.Digest(), stream.AnySize)
 
-	record, err = e.keep(ctx, txn, f, plain)
+	record, err = e.keep(ctx, txn, f, inflated)
 	if err == nil {
 		_, err = stream.Drain(fetched) // what follows the compressed data is part of the blob
 	} else {

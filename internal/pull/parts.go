@@ -460,11 +460,11 @@ func (one *placed) offer(c candidate) {
 func (p *partial) make(ctx context.Context, txn *store.Txn) (record store.LayerRecord, reused Reused, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	row := newRow(ctx, p)
-	inflated := stream.NewAhead(ctx, row, plainBlocks, plainBlockBytes)
-	plain := stream.NewBlockVerifier(inflated, "layer", p.flight.diffID.Digest(), stream.AnySize)
-	record, err = p.engine.keep(ctx, txn, p.flight, plain)
-	record.SizeBytes = plain.Count()
+	plain := stream.NewVerifier(nil, "layer", p.flight.diffID.Digest(), stream.AnySize)
+	inflated := stream.NewVerifiedAhead(ctx, row, plain, plainBlocks, plainBlockBytes)
+	record, err = p.engine.keep(ctx, txn, p.flight, inflated)
 	closeAfter(cancel, inflated)
+	record.SizeBytes = plain.Count()
 	closeAfter(cancel, row) // now all that is known of it is
 	reused = row.reused
 	reused.Requests, reused.TOC = p.requests.Load(), p.verified

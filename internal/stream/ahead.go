@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 )
@@ -19,7 +20,7 @@ var (
 // for, so cancel what the source waits for first.
 type Ahead struct {
 	free    chan []byte   // empty buffers, capacity = ring size
-	filled  chan filled   // full ones in order, and the end of the context; closed by run
+	filled  chan filled   // full ones in order, and the end of the context; closed by who sends
 	stop    chan struct{} // closed by Close
 	stopped sync.Once
 	done    sync.WaitGroup
@@ -37,6 +38,31 @@ type filled struct {
 
 // NewAhead starts reading src into count buffers of blockBytes each.
 func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead {
+	a := newAhead(count, blockBytes)
+	a.done.Go(func() { a.run(ctx, src, a.filled) })
+	return a
+}
+
+// NewVerifiedAhead is [NewAhead] with what comes verified by v, which has no source, in one more
+// goroutine: hashing takes long enough to be the whole turn of a core. Blocks come
+// when they are hashed, and the end, or [ErrMismatch], as from v itself. [Verifier.Count]
+// may be asked for once the end was seen or after Close.
+func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, count, blockBytes int) *Ahead {
+	a := newAhead(count, blockBytes)
+	unverified := make(chan filled, cap(a.filled))
+	a.done.Go(func() { a.run(ctx, src, unverified) })
+	a.done.Go(func() {
+		defer close(a.filled)
+		for f := range unverified {
+			if !a.pass(v, f) {
+				return
+			}
+		}
+	})
+	return a
+}
+
+func newAhead(count, blockBytes int) *Ahead {
 	a := &Ahead{
 		free:   make(chan []byte, count),
 		filled: make(chan filled, count+1), // room for every buffer and an error without one
@@ -45,12 +71,22 @@ func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead 
 	for range count {
 		a.free <- make([]byte, blockBytes)
 	}
-	a.done.Go(func() { a.run(ctx, src) })
 	return a
 }
 
-func (a *Ahead) run(ctx context.Context, src io.Reader) {
-	defer close(a.filled)
+// pass verifies what was read, and tells whether more is to come.
+func (a *Ahead) pass(v *Verifier, f filled) bool {
+	v.take(f.block, f.err)
+	if v.err != nil && !errors.Is(v.err, io.EOF) {
+		f.block = nil // the last word, so that nobody misses the buffer
+	}
+	a.filled <- filled{f.block, v.err} // never blocks, like run
+	return v.err == nil
+}
+
+// run reads src and closes out, which has room for every buffer and an error.
+func (a *Ahead) run(ctx context.Context, src io.Reader, out chan<- filled) {
+	defer close(out)
 	for {
 		var buf []byte
 		select {
@@ -58,11 +94,11 @@ func (a *Ahead) run(ctx context.Context, src io.Reader) {
 		case <-a.stop:
 			return
 		case <-ctx.Done():
-			a.filled <- filled{err: context.Cause(ctx)} // never blocks: it is the last
+			out <- filled{err: context.Cause(ctx)} // never blocks: it is the last
 			return
 		}
 		n, err := fill(src, buf[:cap(buf)])
-		a.filled <- filled{buf[:n], err} // never blocks: at most count buffers exist
+		out <- filled{buf[:n], err} // never blocks: at most count buffers exist
 		if err != nil {
 			return
 		}

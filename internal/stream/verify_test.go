@@ -71,8 +71,18 @@ func TestVerifier(t *testing.T) {
 				if !errors.Is(err, c.err) || c.err == nil && string(got) != c.content {
 					t.Errorf("Next: got %q, %v, want %v", got, err, c.err)
 				}
-				if c.err == nil && b.Count() != int64(len(c.content)) {
-					t.Errorf("counted %d bytes", b.Count())
+				ahead := NewVerifier(nil, "blob", c.want, c.size)
+				a := NewVerifiedAhead(t.Context(), reader(strings.NewReader(c.content)), ahead, 2, 7)
+				got, err = ReadAll(NewReader(a), 1<<20)
+				if !errors.Is(err, c.err) || c.err == nil && string(got) != c.content {
+					t.Errorf("ahead: got %q, %v, want %v", got, err, c.err)
+				}
+				if _, again := a.Next(); c.err != nil && !errors.Is(again, err) {
+					t.Errorf("ahead: after %v Next returns %v", err, again)
+				}
+				_ = a.Close()
+				if counts := [...]int64{b.Count(), ahead.Count()}; c.err == nil && counts != [...]int64{int64(len(c.content)), int64(len(c.content))} {
+					t.Errorf("counted %d bytes", counts)
 				}
 			})
 		}
@@ -87,6 +97,13 @@ func TestVerifierStopsEndlessSource(t *testing.T) {
 	mismatch, ok := errors.AsType[*MismatchError](err)
 	if !ok || mismatch.Got != "" || mismatch.GotSize <= 10 || n > 1<<20 {
 		t.Errorf("read %d bytes, %v", n, err)
+	}
+	a := NewVerifiedAhead(t.Context(), endless{}, NewVerifier(nil, "blob", oci.DigestBytes(nil), 10), 2, 100)
+	if n, err := Drain(a); !errors.Is(err, ErrMismatch) || n > 10 {
+		t.Errorf("ahead: read %d bytes, %v", n, err)
+	}
+	if err := a.Close(); err != nil { // waits for nothing that never ends
+		t.Error(err)
 	}
 }
 
@@ -112,6 +129,12 @@ func TestVerifierPassesErrorsOn(t *testing.T) {
 			_, err := Drain(v)
 			_, again := v.Next()
 			return errors.Join(err, again)
+		},
+		"ahead": func() error {
+			a := NewVerifiedAhead(t.Context(), broken(), NewVerifier(nil, "blob", want, int64(len(text))), 2, 8)
+			_, err := Drain(a)
+			_, again := a.Next()
+			return errors.Join(err, again, a.Close())
 		},
 	} {
 		if err := read(); !errors.Is(err, errSource) || errors.Is(err, ErrMismatch) || errors.Is(err, io.EOF) {
