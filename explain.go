@@ -18,7 +18,7 @@ type Formula struct {
 	BaseBytes   int64 `json:"base_bytes"`   // program text, runtime, connections
 	RingBytes   int64 `json:"ring_bytes"`   // per layer: buffers between the stages
 	CodecBytes  int64 `json:"codec_bytes"`  // per layer: the inflater's tables and window (gzip; zstd takes its frame's window instead)
-	NamesBytes  int64 `json:"names_bytes"`  // per layer: headers of the tar, directories whose times are still to be set, or the index
+	NamesBytes  int64 `json:"names_bytes"`  // per layer: headers of the tar, and the index or directories whose times and small files whose contents are still to be set
 	RangesBytes int64 `json:"ranges_bytes"` // all layers: window of blobs that are fetched in parts at once
 	TotalBytes  int64 `json:"total_bytes"`
 	ZstdBytes   int64 `json:"zstd_bytes"`  // beside the total, while a zstd layer is read: a window of 8 MiB; larger ones take what they are

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -122,6 +123,7 @@ type applier struct {
 	o       Options
 	tar     *layer.Tar
 	journal *journal // nil for none
+	filler  *filler  // nil on one core
 	result  Result
 
 	uid, gid  uint32 // whose new files are
@@ -151,7 +153,7 @@ func (a *applier) applyAll(ctx context.Context, root *os.File) (Result, error) {
 		}
 	}
 	if err = a.openRoot(root); err == nil {
-		err = a.run(ctx)
+		err = a.runAll(ctx)
 	}
 	err = errors.Join(err, a.closeAll())
 	if a.journal != nil && err == nil {
@@ -161,6 +163,16 @@ func (a *applier) applyAll(ctx context.Context, root *os.File) (Result, error) {
 		a.o.Log.LogAttrs(ctx, slog.LevelWarn, "layer could not be applied exactly", slog.Any("inexact", &a.result))
 	}
 	return a.result, err
+}
+
+// runAll is run, with a filler beside it where there is a core for it.
+func (a *applier) runAll(ctx context.Context) error {
+	if runtime.GOMAXPROCS(0) == 1 {
+		return a.run(ctx)
+	}
+	a.filler = newFiller()
+	err := a.run(ctx)
+	return errors.Join(err, a.filler.close())
 }
 
 func (a *applier) run(ctx context.Context) error {

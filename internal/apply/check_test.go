@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -327,24 +328,37 @@ func TestNoXattrs(t *testing.T) {
 	}
 }
 
-// A full file system is reported as what it is. Not parallel: it mounts.
+// A full file system is reported as what it is, by a large file and by small ones. Not
+// parallel: it mounts.
 func TestNoSpace(t *testing.T) {
 	testkit.Need(t, testkit.Root())
-	dir := t.TempDir()
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Fatal(err)
+	var many []item
+	for i := range 100 {
+		many = append(many, reg(fmt.Sprintf("small%d", i), strings.Repeat("x", 3000)))
 	}
-	root, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = Apply(t.Context(), root, newTar(tarOf(t, reg("big", strings.Repeat("x", 1<<20)))), Options{})
-	_ = root.Close()
-	if unmountErr := unix.Unmount(dir, 0); unmountErr != nil {
-		t.Error(unmountErr)
-	}
-	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), `"big"`) {
-		t.Errorf("error %v", err)
+	for name, in := range map[string][]item{"big": {reg("big", strings.Repeat("x", 1<<20))}, "small": many} {
+		t.Run(name, func(t *testing.T) {
+			before := openFDs(t)
+			dir := t.TempDir()
+			if err := unix.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {
+				t.Fatal(err)
+			}
+			root, err := os.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = Apply(t.Context(), root, newTar(tarOf(t, in...)), Options{})
+			_ = root.Close()
+			if unmountErr := unix.Unmount(dir, 0); unmountErr != nil {
+				t.Error(unmountErr)
+			}
+			if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), `"`+name) {
+				t.Errorf("error %v", err)
+			}
+			if after := openFDs(t); after != before {
+				t.Errorf("%d descriptors are open, %d were", after, before)
+			}
+		})
 	}
 }
 

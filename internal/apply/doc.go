@@ -57,9 +57,15 @@
 // without xattrs is an error, [ErrNoXattrs]: a lost opaque mark would bring
 // deleted files back.
 //
+// # Concurrency
+//
+// Apply has one goroutine beside its caller's, which writes small files that were made
+// already; it ends with Apply. Nothing else happens out of the tar's order.
+//
 // # Memory
 //
-// One entry, [maxOpenDirs] directories, the journal's encoder.
+// One entry, [maxOpenDirs] directories, two batches of small files, the journal's
+// encoder.
 //
 // # The journal
 //

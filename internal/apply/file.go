@@ -25,13 +25,21 @@ func (a *applier) file(ctx context.Context, d *openedDir, base string, e *layer.
 		return err
 	}
 	d.changed = true
-	if err := a.fill(ctx, d, fd, e); err != nil {
+	left := a.leavesToFiller(d, e)
+	if left {
+		err = a.leaveToFiller(ctx, fd, e)
+	} else {
+		err = a.fill(ctx, d, fd, e)
+	}
+	if err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
-	// Some file systems report here what they could not write.
-	if err := unix.Close(fd); err != nil {
-		return fmt.Errorf("close: %w", err)
+	if !left {
+		// Some file systems report here what they could not write.
+		if err := unix.Close(fd); err != nil {
+			return fmt.Errorf("close: %w", err)
+		}
 	}
 	a.result.Files++
 	a.result.FileBytes += e.Size
