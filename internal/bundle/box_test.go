@@ -106,7 +106,7 @@ func withoutHybrid(cmd *exec.Cmd) error {
 			ended <- err
 			return
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 			ended <- err
 			return
 		}

@@ -33,6 +33,11 @@ func TestMain(m *testing.M) {
 	case os.Getenv(victimEnv) != "":
 		os.Exit(victim())
 	case os.Getenv(stageEnv) != "":
+		// What others unmount goes here too, where theirs are shared (scripts/test).
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+			fmt.Fprintln(os.Stderr, "keep mounts from others:", err)
+			os.Exit(1)
+		}
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:noctx // ends with the tests
@@ -53,9 +58,9 @@ func TestMain(m *testing.M) {
 // ownNamespaces gives a process a mount namespace, and a user namespace in which
 // it is root if it is to have its rights from there.
 func ownNamespaces(user bool) *syscall.SysProcAttr {
-	attr := &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if user {
-		attr.Cloneflags = syscall.CLONE_NEWUSER
+		attr.Cloneflags |= syscall.CLONE_NEWUSER
 		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	}

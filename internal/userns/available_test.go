@@ -69,11 +69,14 @@ func TestFullRange(t *testing.T) {
 	if os.Getenv(again) == "" {
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestFullRange$", "-test.v")
 		cmd.Env = append(os.Environ(), again+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		return
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		t.Fatal(err)
 	}
 	ranges := filepath.Join(t.TempDir(), "ranges")
 	if err := os.WriteFile(ranges, []byte("other:1:1\nnobody:300000:1000\n65534:400000:65536\n"), 0o644); err != nil {

@@ -43,7 +43,8 @@ func TestMain(m *testing.M) {
 }
 
 // mainInNamespace runs the tests where no other process sees their mounts: a copy
-// of one in another namespace keeps its files in use.
+// of one in another namespace keeps its files in use. Those of others are copied here too,
+// and go when others unmount them, where theirs are shared (scripts/test).
 func mainInNamespace(m *testing.M) (int, error) {
 	if os.Geteuid() != 0 {
 		return m.Run(), nil // each test says what it needs
@@ -53,15 +54,15 @@ func mainInNamespace(m *testing.M) (int, error) {
 		cmd.Args[0] = os.Args[0]
 		cmd.Env = append(os.Environ(), namespaceVariable+"=1")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 		err := cmd.Run()
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			return exit.ExitCode(), nil
 		}
 		return 0, err
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return 0, fmt.Errorf("make mounts private: %w", err)
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return 0, fmt.Errorf("keep mounts from others: %w", err)
 	}
 	dir, err := os.MkdirTemp("", "faults-")
 	if err != nil {
