@@ -140,6 +140,9 @@ type PageCache struct{ left atomic.Int64 }
 // cacheShare is the part of the memory that is available which one pull may fill.
 const cacheShare = 8
 
+// tooLargeShare is the part of that which a pull has that does not fit.
+const tooLargeShare = 4
+
 // NewPageCache returns the eighth of the memory that is available now (MemAvailable,
 // proc(5)); no limit where that is not known.
 func NewPageCache() *PageCache {
@@ -174,18 +177,25 @@ func (c *PageCache) Room() int64 {
 	return max(0, c.left.Load())
 }
 
-// Share deals out the room to files by the sizes that they are expected to have. It
-// belongs to the smallest, together, as far as they fit; the first that does not fit has
-// what they leave, and the larger ones have none: whichever is written first, the large
-// ones do not push out the small.
+// Share deals out the room to files by the sizes that they are expected to have. Where
+// there is not enough for all there is a quarter of it: what would stay of so much is a
+// guess, and new memory is dear (docs/bench.md). The room belongs to the smallest,
+// together, as far as they fit; the first that does not fit has what they leave, and the
+// larger ones have none: whichever is written first, the large ones do not push out the
+// small.
 func (c *PageCache) Share(sizes []int64) []*PageCache {
 	shares := make([]*PageCache, len(sizes))
 	if c == nil {
 		return shares
 	}
 	order := make([]int, len(sizes))
+	var sum int64
 	for i := range order {
 		order[i] = i
+		sum += max(0, sizes[i])
+	}
+	if room := c.Room(); sum > room {
+		c.left.Add(room/tooLargeShare - room)
 	}
 	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(sizes[i], sizes[j]) })
 	fits := true

@@ -123,9 +123,9 @@ func TestPageCacheShare(t *testing.T) {
 	}{
 		{100, nil, nil},
 		{100, []int64{60, 10, 30}, []int64{100, 100, 100}},
-		{100, []int64{90, 10, 30}, []int64{60, 40, 40}},
-		{100, []int64{500, 90, 10, 30, 90}, []int64{0, 60, 40, 40, 0}},
-		{100, []int64{500}, []int64{100}},
+		{100, []int64{60, 10, 31}, []int64{0, 10, 15}}, // no room for all: a quarter
+		{100, []int64{500, 90, 5, 10, 90}, []int64{0, 10, 15, 15, 0}},
+		{100, []int64{500}, []int64{25}},
 		{0, []int64{5, 0}, []int64{0, 0}},
 	} {
 		shares := apply.PageCacheOf(test.room).Share(test.sizes)
