@@ -460,11 +460,10 @@ func (one *placed) offer(c candidate) {
 func (p *partial) make(ctx context.Context, txn *store.Txn) (record store.LayerRecord, reused Reused, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	row := newRow(ctx, p)
-	plain := stream.NewVerifier(nil, "layer", p.flight.diffID.Digest(), stream.AnySize)
-	inflated := stream.NewVerifiedAhead(ctx, row, plain, plainBlocks, plainBlockBytes)
-	record, err = p.engine.keep(ctx, txn, p.flight, inflated)
+	plain, inflated, verdict := verified(ctx, row, p.flight)
+	record, err = p.engine.keep(ctx, txn, p.flight, plain)
 	closeAfter(cancel, inflated)
-	record.SizeBytes = plain.Count()
+	record.SizeBytes = verdict.Count()
 	closeAfter(cancel, row) // now all that is known of it is
 	reused = row.reused
 	reused.Requests, reused.TOC = p.requests.Load(), p.verified
