@@ -4,7 +4,10 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -43,6 +46,27 @@ var (
 	Sweep     = sweep
 	KillAll   = killAll
 )
+
+// PeakWithoutSamples returns the most memory that a run knows of after its one program,
+// argv with a script, which waits until it has been started, has ended.
+func PeakWithoutSamples(dir string, argv ...string) (int64, error) {
+	family, err := newFamily()
+	if err != nil {
+		return 0, err
+	}
+	s := &site{dir: dir, state: dir, groups: &groups{}, family: family}
+	started := filepath.Join(dir, "started")
+	p, err := s.start(append(argv, "until test -e "+started+"; do :; done"))
+	if err != nil {
+		return 0, errors.Join(err, family.close())
+	}
+	err = os.WriteFile(started, nil, 0o600)
+	<-p.ended
+	p.close()
+	m := &sampler{site: s, every: 1}
+	m.sample()
+	return m.peakProcess, errors.Join(err, p.err, family.close())
+}
 
 // Wanted is what apt is asked for, given the name of a package's file.
 func Wanted(name string) (string, error) { return debPackage{name}.wanted() }

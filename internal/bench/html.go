@@ -39,7 +39,7 @@ type line struct {
 	Runs      int                 `json:"runs"`
 	Failed    int                 `json:"failed"`
 	Disturbed int                 `json:"disturbed"`
-	Figures   map[string]Interval `json:"figures"`
+	Figures   map[string]Interval `json:"figures"`          // those that are known
 	Points    []Point             `json:"points,omitempty"` // of the run in the middle
 	Timeline  []Span              `json:"timeline,omitempty"`
 	Seconds   float64             `json:"timeline_seconds"` // of that run
@@ -85,8 +85,12 @@ func (r *Report) lines() (lines []line) {
 			}
 		}
 		for _, f := range figures() {
-			if len(runs) > 0 {
-				l.Figures[f.Key] = MedianInterval(values(runs, f.of))
+			v := values(runs, f.of)
+			if f.Key == "peak_rss_bytes" {
+				v = known(v)
+			}
+			if len(v) > 0 {
+				l.Figures[f.Key] = MedianInterval(v)
 			}
 		}
 		for _, run := range runs {

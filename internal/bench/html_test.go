@@ -170,7 +170,7 @@ func TestPageInBrowser(t *testing.T) {
 	}
 }
 
-// Every server has a colour of its own.
+// Every server has a colour of its own, and what nobody knows of it is said.
 func TestPageOfManyServers(t *testing.T) {
 	r := pageReport()
 	for n := range 20 {
@@ -178,7 +178,11 @@ func TestPageOfManyServers(t *testing.T) {
 		r.Rivals = append(r.Rivals, &bench.Rival{Name: name})
 		r.Runs = append(r.Runs, bench.Run{Rival: name, Image: "small", Mode: bench.Individual, Network: "loopback", Seconds: 1})
 	}
-	if dom := browse(t, r, "1400,2000"); !strings.Contains(dom, `data-colors="22"`) {
+	dom := browse(t, r, "1400,2000")
+	if !strings.Contains(dom, `data-colors="22"`) {
 		t.Errorf("servers look the same: %s", regexp.MustCompile(`<html[^>]*>`).FindString(dom))
+	}
+	if n := len(regexp.MustCompile(`data-key="peak_rss_bytes"[^>]*>unknown<`).FindAllString(dom, -1)); n != 20 {
+		t.Errorf("the memory of %d servers is unknown, want 20", n)
 	}
 }

@@ -35,7 +35,8 @@ func ReadLimits(path string) (*Limits, error) {
 }
 
 // Check holds the medians of the first server to the limits. Memory and storage
-// beyond them are errors, time is a warning, as it depends on the machine.
+// beyond them are errors, and so is memory that is not known; time is a warning, as it
+// depends on the machine.
 func (l *Limits) Check(r *Report) (exceeded []error, warnings []string) {
 	for _, name := range slices.Sorted(maps.Keys(*l)) {
 		limit := (*l)[name]
@@ -52,7 +53,10 @@ func (l *Limits) Check(r *Report) (exceeded []error, warnings []string) {
 			continue
 		}
 		median := func(f func(*Run) float64) float64 { return Median(values(runs, f)) }
-		if v := median(func(r *Run) float64 { return float64(r.PeakRSS) / 1e6 }); limit.Memory > 0 && v > limit.Memory {
+		peaks := known(values(runs, func(r *Run) float64 { return float64(r.PeakRSS) / 1e6 }))
+		if v := Median(peaks); limit.Memory > 0 && len(peaks) < len(runs) {
+			exceeded = append(exceeded, fmt.Errorf("%s: memory peak unknown: no process was seen in %d of %d runs", name, len(runs)-len(peaks), len(runs)))
+		} else if limit.Memory > 0 && v > limit.Memory {
 			exceeded = append(exceeded, fmt.Errorf("%s: memory peak %.1f MB, the limit is %g MB", name, v, limit.Memory))
 		}
 		if v := median(func(r *Run) float64 { return float64(r.Storage.Blocks) / 1e6 }); limit.Storage > 0 && v > limit.Storage {

@@ -72,7 +72,7 @@ type Run struct {
 	FirstByteSeconds float64 `json:"first_byte_seconds,omitempty"` // from the request to a byte of a file in the mounted root
 	CPUSeconds       float64 `json:"cpu_seconds"`
 
-	PeakRSS         int64 `json:"peak_rss_bytes"`                   // of the largest process: VmHWM, as time -v says
+	PeakRSS         int64 `json:"peak_rss_bytes"`                   // of the largest process: VmHWM, as time -v says; 0 is unknown
 	PeakRSSSum      int64 `json:"peak_rss_sum_bytes"`               // of all processes at one moment, sampled
 	IdleRSS         int64 `json:"idle_rss_bytes,omitempty"`         // of the server, before the request
 	PeakCgroup      int64 `json:"peak_cgroup_bytes,omitempty"`      // with page cache and kernel memory
@@ -319,6 +319,11 @@ func values(runs []*Run, figure func(*Run) float64) []float64 {
 		v[i] = figure(r)
 	}
 	return v
+}
+
+// known leaves out the runs of which nobody knows a figure that no run has as 0.
+func known(v []float64) []float64 {
+	return slices.DeleteFunc(v, func(f float64) bool { return f == 0 })
 }
 
 // networks lists the networks of the runs, in the order in which they were given; those

@@ -262,7 +262,11 @@ func (h *harness) sayRun(i, of int, r *Run) {
 	if r.Disturbed {
 		flag = fmt.Sprintf(", disturbed: others used %.0f %% of the machine", 100*r.OthersCPU)
 	}
-	h.Say("%d/%d %s %s%s, %s: %.2fs, %.1f MB%s", i, of, r.Rival, r.Mode, space(r.Image), r.Network, r.Seconds, float64(r.PeakRSS)/1e6, flag)
+	memory := "memory unknown"
+	if r.PeakRSS > 0 {
+		memory = fmt.Sprintf("%.1f MB", float64(r.PeakRSS)/1e6)
+	}
+	h.Say("%d/%d %s %s%s, %s: %.2fs, %s%s", i, of, r.Rival, r.Mode, space(r.Image), r.Network, r.Seconds, memory, flag)
 }
 
 func space(s string) string {

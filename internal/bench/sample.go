@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// sampleInterval is how often memory is looked at.
+// sampleInterval is how often memory is looked at, beside once when a program was
+// started.
 const sampleInterval = 10 * time.Millisecond
 
 // maxPoints bounds the series of one run; a long one is thinned out.
@@ -66,7 +67,7 @@ func (m *sampler) end() {
 }
 
 func (m *sampler) sample() {
-	var sum, process int64
+	sum, process := int64(0), m.site.peakAtStarts()
 	for _, pid := range m.site.processes() {
 		rss, peak := residentBytes(pid)
 		sum += rss

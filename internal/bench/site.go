@@ -39,6 +39,7 @@ type site struct {
 
 	mu           sync.Mutex // guards the fields below; the sampler reads them
 	endedSeconds float64    // CPU time of one-shot commands that have ended
+	startedPeak  int64      // largest VmHWM of a program just after it was started
 }
 
 // newSite makes the site of the next run.
@@ -125,11 +126,28 @@ func (s *site) start(argv []string, environment ...string) (*process, error) {
 		p.close()
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
+	s.look(p.cmd.Process.Pid)
 	go func() { // ends with the process, which close and run wait for
 		p.err = s.family.wait(p.cmd)
 		close(p.ended)
 	}()
 	return p, nil
+}
+
+// look takes note of the memory of a program that has just been started and is not yet
+// waited for: it may have ended when the sampler comes.
+func (s *site) look(pid int) {
+	_, peak := residentBytes(pid)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.startedPeak = max(s.startedPeak, peak)
+}
+
+// peakAtStarts returns the largest VmHWM that look has seen.
+func (s *site) peakAtStarts() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.startedPeak
 }
 
 // memoryFile makes a file in memory: what a program has to say of a full disk does not

@@ -156,10 +156,17 @@ func (t *text) cell(c cell) {
 		return mb(int64(median(func(r *Run) float64 { return float64(f(r)) })))
 	}
 	t.line("Time taken: %s", seconds(median(func(r *Run) float64 { return r.Seconds })))
-	t.line("Memory peak: %s", bytes(func(r *Run) int64 { return r.PeakRSS }))
+	memory := func(f func(*Run) int64) string {
+		v := known(values(runs, func(r *Run) float64 { return float64(f(r)) }))
+		if len(v) == 0 {
+			return "unknown"
+		}
+		return mb(int64(Median(v)))
+	}
+	t.line("Memory peak: %s", memory(func(r *Run) int64 { return r.PeakRSS }))
 	t.line("Storage used: %s", bytes(func(r *Run) int64 { return r.Storage.Blocks }))
 	t.line("Storage apparent: %s in %.0f files", bytes(func(r *Run) int64 { return r.Storage.Apparent }), median(func(r *Run) float64 { return float64(r.Storage.Files) }))
-	t.line("Memory of all processes: %s", bytes(func(r *Run) int64 { return r.PeakRSSSum }))
+	t.line("Memory of all processes: %s", memory(func(r *Run) int64 { return r.PeakRSSSum }))
 	if runs[0].PeakCgroup > 0 {
 		t.line("Memory peak of the control group: %s with page cache, %s without", bytes(func(r *Run) int64 { return r.PeakCgroup }), bytes(func(r *Run) int64 { return r.PeakCgroupAnon }))
 	}

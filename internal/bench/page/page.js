@@ -168,8 +168,8 @@
     byId("table").tBodies[0].replaceChildren(...rows.map((l) => {
       const row = element("tr");
       columns.forEach(([, value, f]) => {
-        const cell = element("td", f ? (l.runs ? show(value(l), f.unit) : "failed") : value(l), row);
-        if (f) { cell.dataset.key = f.key; cell.dataset.value = value(l); cell.title = l.runs > 1 ? `${show(l.figures[f.key].low, f.unit)} to ${show(l.figures[f.key].high, f.unit)}` : ""; }
+        const cell = element("td", f ? (!l.runs ? "failed" : l.figures[f.key] ? show(value(l), f.unit) : "unknown") : value(l), row);
+        if (f) { cell.dataset.key = f.key; cell.dataset.value = value(l); cell.title = l.runs > 1 && l.figures[f.key] ? `${show(l.figures[f.key].low, f.unit)} to ${show(l.figures[f.key].high, f.unit)}` : ""; }
       });
       row.dataset.cell = [l.rival, l.image, l.mode, l.network].join("|");
       return row;
