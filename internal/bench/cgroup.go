@@ -152,8 +152,7 @@ func (g *groups) remove() error {
 // removeGroup removes a control group. One whose last process has ended is busy until
 // somebody has taken note of that.
 func removeGroup(dir string) error {
-	const patience = 2 * time.Second
-	deadline := time.NewTimer(patience)
+	deadline := time.NewTimer(killTimeout)
 	defer deadline.Stop()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

@@ -122,7 +122,7 @@ func (d *disk) mount(ctx context.Context, dir string) error {
 // releaseTimeout bounds how long a file system may be in use after its run, and
 // useTimeout how long by a process that is known, and is none of the run's.
 const (
-	releaseTimeout = 10 * time.Second
+	releaseTimeout = 30 * time.Second
 	useTimeout     = time.Second
 )
 

@@ -150,7 +150,7 @@ func (f *family) orphanSeconds() float64 {
 }
 
 // killTimeout bounds how long what was killed may take to be gone.
-const killTimeout = 10 * time.Second
+const killTimeout = 30 * time.Second
 
 // killAll kills the processes that list returns, until it returns none.
 func killAll(ctx context.Context, list func() []int) error {

@@ -114,7 +114,7 @@ func workDirectory(ctx context.Context, parent string) (dir string, release func
 // lockedDirectory makes dir and locks it. A bench that sweeps may take the directory
 // for a dead one's before it is locked: then it is made anew.
 func lockedDirectory(ctx context.Context, dir string) (*durable.Lock, error) {
-	const patience = 5 * time.Second // a sweep of an empty directory is short
+	const patience = 30 * time.Second // a sweep of an empty directory is short
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
@@ -177,7 +177,7 @@ func sweepGroups(ctx context.Context, owner string) error {
 		found, _ := filepath.Glob(filepath.Join(parent, groupPrefix+owner+"-*")) // the pattern is well-formed
 		for _, dir := range found {
 			g := &groups{memory: dir}
-			problems = append(problems, killAll(ctx, g.processes), os.Remove(dir))
+			problems = append(problems, killAll(ctx, g.processes), removeGroup(dir))
 		}
 	}
 	return errors.Join(problems...)

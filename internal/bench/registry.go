@@ -177,5 +177,5 @@ func warm(ctx context.Context, dir string) error {
 		}
 		_ = f.Close()
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
 }

@@ -142,7 +142,7 @@ func find(program string) (string, error) {
 }
 
 // versionTimeout bounds how long a program may take to tell its version.
-const versionTimeout = 5 * time.Second
+const versionTimeout = 10 * time.Second
 
 // unknown is the version of a program that does not tell.
 const unknown = "unknown"

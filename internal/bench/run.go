@@ -365,7 +365,7 @@ func (h *harness) measure(ctx context.Context, s *site, j job, registry *registr
 }
 
 // endTimeout bounds how long a server that has closed its connections may take to end.
-const endTimeout = 200 * time.Millisecond
+const endTimeout = 2 * time.Second
 
 // explain adds what is known of a request that failed.
 func (h *harness) explain(ctx context.Context, s *site, r *Run, err error) error {
