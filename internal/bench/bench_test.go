@@ -23,6 +23,10 @@ import (
 // TestMain lets the test binary be a program under test: "bench do-floor REF" as dray
 // has it, "use", which takes usedTime of CPU, servers good and bad, and a bench of its own.
 func TestMain(m *testing.M) {
+	// the race detector would let each of them wait for a second before it ends
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		exit(err)
+	}
 	switch filepath.Base(os.Args[0]) {
 	case "imagepuller":
 		exit(predecessor(imagepuller(pullerSocket)))
@@ -135,7 +139,8 @@ func TestKnownAmountsAreMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const memory = "command:dd if=/dev/zero of={store}/a bs=8M count=1 status=none && ln {store}/a {store}/b && dd if=/dev/zero bs=64M count=1 status=none | { sleep 1; cat >/dev/null; }" // dd has its block as long
+	// the second dd has its block from the first byte that it writes until somebody reads the rest
+	const memory = "command:dd if=/dev/zero of={store}/a bs=8M count=1 status=none && ln {store}/a {store}/b && dd if=/dev/zero bs=64M count=1 status=none | { head -c 1 >/dev/null; sleep 1; cat >/dev/null; }"
 	report := measure(t, bench.Options{
 		Rivals: []*bench.Rival{rival(t, memory), rival(t, "command:"+self+" use")}, Modes: []string{bench.Individual},
 	})
@@ -147,7 +152,7 @@ func TestKnownAmountsAreMeasured(t *testing.T) {
 			checkMemory(t, report, r)
 		case r.Seconds < usedTime.Seconds()/2: // on two cores
 			t.Errorf("time %f, used %s of CPU", r.Seconds, usedTime)
-		case report.Machine.Cgroup > 0 && (r.CPUSeconds < usedTime.Seconds()*0.95 || r.CPUSeconds > usedTime.Seconds()*1.25):
+		case report.Machine.Cgroup > 0 && (r.CPUSeconds < usedTime.Seconds()*0.95 || r.CPUSeconds > usedTime.Seconds()*1.75): // beside it, a shell
 			t.Errorf("CPU %f s, used %s", r.CPUSeconds, usedTime)
 		}
 	}
@@ -180,13 +185,12 @@ func TestFailuresDoNotStopTheOthers(t *testing.T) {
 			bench.ServerRival("ends", "/bin/sh", "-c", "echo no store >&2; exit 1"),
 			rival(t, "floor"),
 			rival(t, "command:sleep 100 & sleep 100 & echo x > {dir}/f"), // leaves processes behind
-			rival(t, "command:sleep 100"),
 		},
-		Timeout: 3 * time.Second, Modes: []string{bench.Individual},
+		Modes: []string{bench.Individual},
 	})
 	want := map[string]string{
 		"command:echo it is broken >&2; exit 3": "it is broken", "ends": "no store", "floor": "",
-		"command:sleep 100 & sleep 100 & echo x > {dir}/f": "", "command:sleep 100": "longer than 3s",
+		"command:sleep 100 & sleep 100 & echo x > {dir}/f": "",
 	}
 	for _, r := range report.Runs {
 		if w := want[r.Rival]; w == "" && r.Error != "" || !strings.Contains(r.Error, w) {
@@ -198,6 +202,21 @@ func TestFailuresDoNotStopTheOthers(t *testing.T) {
 	}
 	if len(report.Runs) != len(want) || !report.Failed() {
 		t.Errorf("%d runs, failed %v", len(report.Runs), report.Failed())
+	}
+}
+
+// A run that takes too long is ended, and the next one is made.
+func TestTimeoutDoesNotStopTheOthers(t *testing.T) {
+	report := measure(t, bench.Options{
+		Rivals: []*bench.Rival{rival(t, "command:sleep 100")}, Timeout: 500 * time.Millisecond, Modes: []string{bench.Individual}, Repetitions: 2,
+	})
+	for _, r := range report.Runs {
+		if !strings.Contains(r.Error, "longer than 500ms") || r.Cleanup != "" {
+			t.Errorf("%q, %q", r.Error, r.Cleanup)
+		}
+	}
+	if len(report.Runs) != 2 {
+		t.Errorf("%d runs", len(report.Runs))
 	}
 }
 
@@ -271,7 +290,7 @@ func TestKilledBenchIsSwept(t *testing.T) {
 func TestOrphansAreReaped(t *testing.T) {
 	const waits = `command:setsid -f sh -c 'echo $$ >"$BENCH_STORE"/new; mv "$BENCH_STORE"/new "$BENCH_STORE"/pid; exec sleep 0.05'; ` +
 		`until test -e {store}/pid; do :; done; while kill -0 $(cat {store}/pid) 2>/dev/null; do :; done; echo x >{dir}/x`
-	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, waits)}, Modes: []string{bench.Individual}, Timeout: 20 * time.Second})
+	report := measure(t, bench.Options{Rivals: []*bench.Rival{rival(t, waits)}, Modes: []string{bench.Individual}, Timeout: patience})
 	if r := report.Runs[0]; r.Error != "" || r.Cleanup != "" {
 		t.Errorf("%q, %q", r.Error, r.Cleanup)
 	}
@@ -280,6 +299,18 @@ func TestOrphansAreReaped(t *testing.T) {
 // The number of a process that has ended may be another's by the time it is killed.
 func TestReusedNumberIsNotKilled(t *testing.T) {
 	testkit.Need(t, testkit.Root()) // to choose a number
+	for range 100 {                 // a number may be taken for good by somebody else
+		if reuseNumber(t) {
+			return
+		}
+	}
+	t.Error("nobody got a number that had been another's")
+}
+
+// reuseNumber kills a process whose number became another's meanwhile, and tells whether
+// it came to that.
+func reuseNumber(t *testing.T) (reused bool) {
+	t.Helper()
 	first := exec.CommandContext(t.Context(), "sleep", "1000")
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
@@ -294,23 +325,29 @@ func TestReusedNumberIsNotKilled(t *testing.T) {
 			return []int{number}
 		case 2:
 			_ = errors.Join(first.Process.Kill(), first.Wait()) // that it was killed
-			second, closing = startAs(t, number)
-			return []int{number}
+			if second, closing = startAs(t, number); second != nil {
+				return []int{number}
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		t.Error(err)
 	}
+	if second == nil {
+		return false
+	}
 	if err := errors.Join(closing.Close(), second.Wait()); err != nil {
 		t.Errorf("another process of the same number was killed: %v", err)
 	}
+	return true
 }
 
-// startAs starts a process that has the number, and ends well when the closer is closed.
+// startAs starts a process that has the number, and ends well when the closer is closed;
+// none when others were always first.
 func startAs(t *testing.T, number int) (*exec.Cmd, io.Closer) {
 	t.Helper()
-	for range 1000 { // others start processes too
+	for range 10 {
 		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(number-1)), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -324,6 +361,5 @@ func startAs(t *testing.T, number int) (*exec.Cmd, io.Closer) {
 		}
 		_ = errors.Join(closing.Close(), cmd.Wait())
 	}
-	t.Fatalf("nobody got the number %d", number)
 	return nil, nil
 }

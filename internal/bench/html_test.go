@@ -105,6 +105,26 @@ root.dataset.paper = getComputedStyle(document.body).backgroundColor;
 dispatchEvent(new Event("afterprint"));
 </script>`
 
+// profileDir returns a directory of a browser, whose helpers may still write to it when
+// the browser itself has ended.
+func profileDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "browser") //nolint:usetesting // it is removed once
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		err := os.RemoveAll(dir)
+		for end := time.Now().Add(time.Minute); err != nil && time.Now().Before(end); err = os.RemoveAll(dir) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // browse loads the report's page in a real browser and returns what became of it.
 func browse(t *testing.T, r *bench.Report, size string) string {
 	t.Helper()
@@ -120,10 +140,10 @@ func browse(t *testing.T, r *bench.Report, size string) string {
 	if err := os.WriteFile(path, append(page.Bytes(), act...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // a browser that hangs
 	defer cancel()
 	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size="+size,
-		"--user-data-dir="+t.TempDir(), "--virtual-time-budget=2000", "--dump-dom", "file://"+path)
+		"--user-data-dir="+profileDir(t), "--virtual-time-budget=2000", "--dump-dom", "file://"+path)
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
 	if err := cmd.Run(); err != nil {

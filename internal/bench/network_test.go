@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dray/internal/bench"
@@ -26,109 +28,107 @@ func TestParseNetwork(t *testing.T) {
 	}
 }
 
-// serve answers each byte that comes with size bytes.
-func serve(t *testing.T, n bench.Network, size int) string {
-	t.Helper()
-	plain, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
-	if err != nil {
-		t.Fatal(err)
+// pipes is a listener in memory, whose clock can be a test's.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+// Accept implements net.Listener.
+func (p pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
 	}
-	l, _ := bench.Shape(plain, n)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
+}
+
+// Close implements net.Listener.
+func (p pipes) Close() error {
+	close(p.closed)
+	return nil
+}
+
+// Addr implements net.Listener.
+func (p pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipes", Net: "unix"} }
+
+// exchange asks over a network, a byte each time, and returns how long each of the
+// answers of size bytes takes. In the middle of each the client looks away for stall.
+func exchange(t *testing.T, n bench.Network, size, times int, stall time.Duration) (took []time.Duration) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		p := pipes{make(chan net.Conn), make(chan struct{})}
+		l, sent := bench.Shape(p, n)
+		var server sync.WaitGroup
+		server.Go(func() {
 			c, err := l.Accept()
 			if err != nil {
+				t.Error(err)
 				return
 			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				for one := make([]byte, 1); ; {
-					if _, err := c.Read(one); err != nil {
-						return
-					}
-					if _, err := c.Write(make([]byte, size)); err != nil {
-						return
-					}
+			for one := make([]byte, 1); err == nil; {
+				if _, err = c.Read(one); err == nil {
+					_, err = c.Write(make([]byte, size))
 				}
-			}()
+			}
+			_ = c.Close()
+		})
+		c, theirs := net.Pipe()
+		p.conns <- theirs
+		for range times {
+			begin := time.Now()
+			if _, err := c.Write([]byte{1}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.CopyN(io.Discard, c, int64(size/2)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(stall)
+			if _, err := io.CopyN(io.Discard, c, int64(size-size/2)); err != nil {
+				t.Fatal(err)
+			}
+			took = append(took, time.Since(begin))
 		}
-	}()
-	t.Cleanup(func() {
-		_ = l.Close()
-		<-done
+		if err := errors.Join(c.Close(), l.Close()); err != nil {
+			t.Error(err)
+		}
+		server.Wait()
+		if want := int64(size * times); sent.Load() != want {
+			t.Errorf("counted %d bytes, sent %d", sent.Load(), want)
+		}
 	})
-	return l.Addr().String()
+	return took
 }
 
-// ask returns how long answers take, the first one apart.
-func ask(t *testing.T, address string, size, times int) (first, rest time.Duration) {
+// nearly tells whether a time is as wanted, but for the burst that a pause gives.
+func nearly(t *testing.T, what string, got, want time.Duration) {
 	t.Helper()
-	c, err := net.Dial("tcp", address) //nolint:noctx // a test
-	if err != nil {
-		t.Fatal(err)
+	if got < want-10*time.Millisecond || got > want+10*time.Millisecond {
+		t.Errorf("%s took %s, want %s", what, got, want)
 	}
-	defer func() { _ = c.Close() }()
-	for i := range times {
-		begin := time.Now()
-		if _, err := c.Write([]byte{1}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.CopyN(io.Discard, c, int64(size)); err != nil {
-			t.Fatal(err)
-		}
-		if i == 0 {
-			first = time.Since(begin)
-		} else {
-			rest += time.Since(begin)
-		}
-	}
-	return first, rest
-}
-
-// within tries three times, as other work on the machine can only delay.
-func within(t *testing.T, want time.Duration, measured func() time.Duration) {
-	t.Helper()
-	var got time.Duration
-	for range 3 {
-		got = measured()
-		if got > want*95/100 && got < want*105/100 {
-			return
-		}
-	}
-	t.Errorf("took %s, want %s", got, want)
 }
 
 func TestShapingMeetsTheRate(t *testing.T) {
-	const size = 5_000_000
+	t.Parallel()
 	n := bench.Network{BitsPerSecond: 100e6}
-	address := serve(t, n, size)
-	within(t, 400*time.Millisecond, func() time.Duration {
-		first, _ := ask(t, address, size, 1)
-		return first
-	})
+	nearly(t, "an answer", exchange(t, n, 5_000_000, 1, 0)[0], 400*time.Millisecond)
+	// what a sender could not send for a while is made up for
+	nearly(t, "an answer to a client that pauses", exchange(t, n, 5_000_000, 1, 120*time.Millisecond)[0], 400*time.Millisecond)
 }
 
 func TestShapingMeetsThePerConnectionRate(t *testing.T) {
-	const size = 1_000_000
-	address := serve(t, bench.Network{BitsPerSecond: 1e9, Connection: 20e6}, size)
-	within(t, 400*time.Millisecond, func() time.Duration {
-		first, _ := ask(t, address, size, 1)
-		return first
-	})
+	t.Parallel()
+	nearly(t, "an answer", exchange(t, bench.Network{BitsPerSecond: 1e9, Connection: 20e6}, 1_000_000, 1, 0)[0], 400*time.Millisecond)
 }
 
 func TestShapingMeetsTheLatency(t *testing.T) {
-	address := serve(t, bench.Network{BitsPerSecond: 1e9, Latency: 50 * time.Millisecond}, 1)
-	within(t, 100*time.Millisecond, func() time.Duration { // the handshake's and the answer's
-		first, _ := ask(t, address, 1, 1)
-		return first
-	})
-	within(t, 200*time.Millisecond, func() time.Duration {
-		_, rest := ask(t, address, 1, 5)
-		return rest
-	})
+	t.Parallel()
+	took := exchange(t, bench.Network{BitsPerSecond: 1e9, Latency: 50 * time.Millisecond}, 1, 5, 0)
+	nearly(t, "the handshake and an answer", took[0], 100*time.Millisecond)
+	for _, answer := range took[1:] {
+		nearly(t, "an answer", answer, 50*time.Millisecond)
+	}
 }
 
 // What was written before a connection is closed arrives, as it does without shaping.
