@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,13 +204,25 @@ func TestDeadline(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	s := serve(t, g, guest.Options{})
+	var limit atomic.Int64
 	client := dial(t, s.socket, ttrpc.WithUnaryClientInterceptor(
 		func(ctx context.Context, q *ttrpc.Request, r *ttrpc.Response, _ *ttrpc.UnaryClientInfo, next ttrpc.Invoker) error {
-			q.TimeoutNano = (20 * time.Millisecond).Nanoseconds()
+			q.TimeoutNano = limit.Load()
 			return next(ctx, q, r)
 		}))
-	reply := pullLater(client, "a", t.TempDir())
-	c := g.next(t)
+	var c call
+	var reply <-chan result
+	for d := 20 * time.Millisecond; c.ctx == nil; d *= 2 { // it may pass before the pull begins
+		limit.Store(d.Nanoseconds())
+		reply = pullLater(client, "a", t.TempDir())
+		select {
+		case c = <-g.begun:
+		case got := <-reply:
+			if status.Code(got.err) != codes.DeadlineExceeded {
+				t.Fatalf("before the pull began: %v", got.err)
+			}
+		}
+	}
 	receive(t, c.ctx.Done(), "the pull is cancelled")
 	got := status.Convert(receive(t, reply, "a reply comes").err)
 	if got.Code() != codes.DeadlineExceeded || got.Message() != "pull image: the time limit of the request has passed" {

@@ -26,7 +26,7 @@ import (
 	"dray/internal/oci"
 )
 
-const patience = 10 * time.Second // for what must happen
+const patience = 5 * time.Minute // for what must happen, on a machine as slow as it may be
 
 var (
 	manifestDigest = oci.DigestBytes([]byte("manifest"))
@@ -70,7 +70,11 @@ func (g *gate) PullInto(ctx context.Context, image, bundle string) (guest.Reply,
 		g.now[bundle] = false
 	}()
 	end := make(chan error, 1)
-	g.begun <- call{image, bundle, ctx, end}
+	select {
+	case g.begun <- call{image, bundle, ctx, end}:
+	case <-ctx.Done():
+		return guest.Reply{}, fmt.Errorf("pull: %w", context.Cause(ctx))
+	}
 	select {
 	case err := <-end:
 		return guest.Reply{ManifestDigest: oci.DigestBytes([]byte(image))}, err
