@@ -87,6 +87,11 @@ func Cut(part string, sizeBytes int64) Fault {
 
 // Slow sends the body in pieces of pieceBytes, one each interval.
 func Slow(part string, pieceBytes int, interval time.Duration) Fault {
+	return SlowUntil(nil, part, pieceBytes, interval)
+}
+
+// SlowUntil is [Slow] until enough is closed, and then sends the rest.
+func SlowUntil(enough <-chan struct{}, part string, pieceBytes int, interval time.Duration) Fault {
 	return body(part, func(s *Server, r *http.Request) filter {
 		return func(w io.Writer, p []byte) error {
 			for len(p) > 0 {
@@ -99,6 +104,7 @@ func Slow(part string, pieceBytes int, interval time.Duration) Fault {
 				timer := time.NewTimer(interval)
 				select {
 				case <-timer.C:
+				case <-enough:
 				case <-r.Context().Done():
 				case <-s.closing:
 				}

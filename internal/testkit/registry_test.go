@@ -150,6 +150,16 @@ func TestTimesAfterAndMend(t *testing.T) {
 	}
 }
 
+func TestSlowUntil(t *testing.T) {
+	t.Parallel()
+	enough := make(chan struct{})
+	close(enough)
+	s := serve(t, testkit.SlowUntil(enough, "/blobs/", 1, time.Hour))
+	if _, body, err := s.get(s.blob); err != nil || body != content {
+		t.Errorf("got %q, %v", body, err)
+	}
+}
+
 func TestStallAndHang(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []testkit.Fault{testkit.Stall("/blobs/", 3), testkit.Hang("/blobs/")} {
