@@ -25,7 +25,7 @@ import (
 )
 
 // pauseTime is how long a mount may take until it waits for its turn.
-const pauseTime = 30 * time.Second
+const pauseTime = 5 * time.Minute
 
 // Names of the environment with which this test's binary removes a name and collects
 // garbage in another process.

@@ -321,7 +321,7 @@ func TestInterruptedStandardInput(t *testing.T) {
 		go func() { ended <- cmd.Wait() }()
 		select {
 		case err = <-ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("%q goes on", args)
 		}
 		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != int(dray.KindInterrupted) {

@@ -303,6 +303,7 @@ func serveFaulty(ts *testscript.TestScript, neg bool, args []string) {
 		"cut":          {testkit.Cut(blob, 1000)},
 		"cut-once":     {testkit.Cut(blob, 1000).Times(1)},
 		"stall":        {testkit.Stall(blob, 1000)},
+		"stall-late":   {testkit.Stall(blob, 4<<20)},
 		"flip":         {testkit.Flip(blob, 500)},
 		"too-long":     {testkit.Resize(blob, 9<<20)},
 		"too-short":    {testkit.Resize(blob, 100)},
@@ -358,7 +359,7 @@ func nothingLeft(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
 		ts.Fatalf("usage: nothing-left")
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		left := leftovers(ts)
 		if len(left) == 0 {

@@ -294,10 +294,13 @@ func encoded(t *testing.T, v any) string {
 	return string(text)
 }
 
+// patience bounds what would hang, on a machine as slow as it may be.
+const patience = 5 * time.Minute
+
 // limited returns a context that ends a container which a test waits for in vain.
 func limited(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -307,7 +310,7 @@ func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	for !holds() {
 		select {
 		case <-tick.C:

@@ -73,7 +73,7 @@ func wantClosed(tb testing.TB, paths ...string) {
 		}
 		// A write lease is given for files that nobody else has open. The kernel lets
 		// go of what is unmounted a moment later.
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
 			if err == nil || time.Now().After(deadline) {

@@ -179,7 +179,7 @@ func TestCredentialHelper(t *testing.T) { // sets PATH: not parallel
 		{"../good", Credentials{}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			o := &Options{Timeouts: Timeouts{Helper: 5 * time.Second}}
+			o := &Options{Timeouts: Timeouts{Helper: 5 * time.Minute}}
 			if tt.name == "hangs" || tt.name == "endless" {
 				o.Timeouts.Helper = 50 * time.Millisecond
 			}

@@ -61,7 +61,7 @@ func realRegistry(t *testing.T, htpasswd string) string {
 			t.Logf("docker-registry said:\n%s", output.String())
 		}
 	})
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(5 * time.Minute); ; {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 		if err == nil {
 			_ = conn.Close()

@@ -37,8 +37,8 @@ const (
 	crowdTimeShort = 10 * time.Second
 	crowdTimeNight = time.Hour
 
-	settleTime   = 30 * time.Second // until a service that has nothing to do holds nothing
-	slackFiles   = 2                // open files, goroutines: what the check itself opens
+	settleTime   = 5 * time.Minute // until a service that has nothing to do holds nothing
+	slackFiles   = 2               // open files, goroutines: what the check itself opens
 	peakMaxBytes = 24 << 20
 )
 

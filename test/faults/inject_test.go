@@ -22,10 +22,10 @@ import (
 )
 
 const (
-	commandTime = 60 * time.Second // a command that takes longer hangs
-	atOnce      = 2                // injections
-	shortShare  = 12               // of so many calls one is chosen in short tests
-	mergedShare = 12               // and where an image has many layers, unless it is night
+	commandTime = 5 * time.Minute // a command that takes longer hangs
+	atOnce      = 2               // injections
+	shortShare  = 12              // of so many calls one is chosen in short tests
+	mergedShare = 12              // and where an image has many layers, unless it is night
 
 	exitNoSpace = 16
 )
