@@ -25,7 +25,7 @@ var layers = [][]string{
 	{"internal/apply", "internal/erofs", "internal/registry", "internal/ocidir", "internal/estargz", "internal/record", "internal/metastore", "internal/retar"},
 	{"internal/layer"},
 	{"internal/stream", "internal/inflate", "internal/userns", "internal/progress"},
-	{"internal/oci", "internal/durable", "internal/loopdev"},
+	{"internal/oci", "internal/durable", "internal/loopdev", "internal/multibuf"},
 }
 
 // testOnly may be imported by tests of every package, and by no program.

@@ -16,6 +16,7 @@ import (
 
 	"dray/internal/apply"
 	"dray/internal/layer"
+	"dray/internal/multibuf"
 	"dray/internal/oci"
 	"dray/internal/seed"
 	"dray/internal/store"
@@ -75,7 +76,8 @@ type Engine struct {
 	options Options
 	log     *slog.Logger
 	zstd    *layer.ZstdTurns
-	flying  sync.WaitGroup // every flight and every sync in the background
+	lanes   *multibuf.Lanes // where the streams of all layers are hashed
+	flying  sync.WaitGroup  // every flight and every sync in the background
 
 	mu      sync.Mutex // guards the fields below and, in flights, what names it; nothing else is locked while it is held
 	flights map[oci.DiffID]*flight
@@ -112,6 +114,7 @@ func New(o Options) (*Engine, error) {
 		options: o,
 		log:     o.Log,
 		zstd:    layer.NewZstdTurns(max(1, o.ZstdLayers)),
+		lanes:   multibuf.New(),
 		flights: map[oci.DiffID]*flight{},
 
 		mountable: map[places]bool{},

@@ -22,11 +22,12 @@ import (
 )
 
 // The rings between the stages of a layer: enough blocks that a stage which
-// stumbles does not stop its neighbours, few enough for the memory formula.
+// stumbles does not stop its neighbours, and one that waits to be hashed; few enough for
+// the memory formula.
 const (
-	storedBlocks     = 4
+	storedBlocks     = 5
 	storedBlockBytes = 64 << 10
-	plainBlocks      = 4
+	plainBlocks      = 5
 	plainBlockBytes  = 128 << 10
 )
 
@@ -105,8 +106,8 @@ func (e *Engine) fetch(ctx context.Context, f *flight) (done *store.Layer, found
 func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.Reader, turn *layer.Turn) (record store.LayerRecord, how layerNotes, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stored := stream.NewVerifier(&meter{src: body, flight: f}, "blob", f.blob.Digest, f.blob.Size)
-	fetched := stream.NewAhead(ctx, stored, storedBlocks, storedBlockBytes)
+	stored := stream.NewVerifier(nil, "blob", f.blob.Digest, f.blob.Size)
+	fetched := stream.NewVerifiedAhead(ctx, &meter{src: body, flight: f}, stored, stream.HashByReader, e.lanes, storedBlocks, storedBlockBytes)
 	defer closeAfter(cancel, fetched)
 	o := e.options.Decompress
 	o.Turn = turn
@@ -115,14 +116,14 @@ func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.R
 		return record, how, e.blame(fetched, err)
 	}
 	defer func() { _ = opened.Close() }()
-	plain, inflated, verdict := verified(ctx, opened, f)
-	defer closeAfter(cancel, inflated)
+	plain, verdict := e.verified(ctx, opened, f)
+	defer closeAfter(cancel, plain)
 
 	record, err = e.keep(ctx, txn, f, plain)
 	if err == nil {
 		_, err = stream.Drain(fetched) // what follows the compressed data is part of the blob
 	} else {
-		_ = inflated.Close() // fetched is ours again
+		_ = plain.Close() // fetched is ours again
 		err = e.blame(fetched, err)
 	}
 	record.SizeBytes = verdict.Count()
@@ -131,18 +132,15 @@ func (e *Engine) chain(ctx context.Context, f *flight, txn *store.Txn, body io.R
 
 // verified reads the tar of a flight's layer ahead and verifies it. Where it is unpacked, hashing
 // has a goroutine of its own, since making files takes as long as all else; an index is
-// made in no time, and handing each block on would cost 3 % (docs/bench.md). The verdict's
-// count stands when plain has ended or ahead is closed.
-func verified(ctx context.Context, tar io.Reader, f *flight) (plain stream.Blocks, ahead *stream.Ahead, verdict *stream.Verifier) {
-	const what = "layer"
-	if f.layout != store.LayoutEROFS {
-		verdict = stream.NewVerifier(nil, what, f.diffID.Digest(), stream.AnySize)
-		ahead = stream.NewVerifiedAhead(ctx, tar, verdict, plainBlocks, plainBlockBytes)
-		return ahead, ahead, verdict
+// made in no time, and another goroutine would cost more (docs/bench.md). The verdict's
+// count stands when plain has ended or is closed.
+func (e *Engine) verified(ctx context.Context, tar io.Reader, f *flight) (plain *stream.Ahead, verdict *stream.Verifier) {
+	by := stream.HashAside
+	if f.layout == store.LayoutEROFS {
+		by = stream.HashByConsumer
 	}
-	ahead = stream.NewAhead(ctx, tar, plainBlocks, plainBlockBytes)
-	verdict = stream.NewBlockVerifier(ahead, what, f.diffID.Digest(), stream.AnySize)
-	return verdict, ahead, verdict
+	verdict = stream.NewVerifier(nil, "layer", f.diffID.Digest(), stream.AnySize)
+	return stream.NewVerifiedAhead(ctx, tar, verdict, by, e.lanes, plainBlocks, plainBlockBytes), verdict
 }
 
 // commit puts a layer that was verified in its place.

@@ -460,9 +460,9 @@ func (one *placed) offer(c candidate) {
 func (p *partial) make(ctx context.Context, txn *store.Txn) (record store.LayerRecord, reused Reused, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	row := newRow(ctx, p)
-	plain, inflated, verdict := verified(ctx, row, p.flight)
+	plain, verdict := p.engine.verified(ctx, row, p.flight)
 	record, err = p.engine.keep(ctx, txn, p.flight, plain)
-	closeAfter(cancel, inflated)
+	closeAfter(cancel, plain)
 	record.SizeBytes = verdict.Count()
 	closeAfter(cancel, row) // now all that is known of it is
 	reused = row.reused

@@ -2,9 +2,11 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
+
+	"dray/internal/multibuf"
 )
 
 var (
@@ -19,22 +21,62 @@ var (
 // goroutine and waits for it; a Read of the source that is under way is waited
 // for, so cancel what the source waits for first.
 type Ahead struct {
-	free    chan []byte   // empty buffers, capacity = ring size
+	free    chan *buffer  // empty buffers, capacity = ring size
 	filled  chan filled   // full ones in order, and the end of the context; closed by who sends
 	stop    chan struct{} // closed by Close
 	stopped sync.Once
 	done    sync.WaitGroup
+	check   *check // nil without a verifier
 
 	// owned by the consumer
-	lent []byte // what Next returned last, to be recycled
-	left []byte // the part of lent that Read has not given out
+	lent *buffer // what Next returned last, to be recycled
+	left []byte  // the part of lent that Read has not given out
 	err  error
 }
 
-type filled struct {
-	block []byte
-	err   error
+// buffer is one of the ring's.
+type buffer struct {
+	bytes  []byte       // all of it
+	block  []byte       // what was read
+	users  atomic.Int32 // the consumer, and the digest until it was hashed
+	unused chan *buffer
 }
+
+// release recycles the buffer when its last user has no more use for it.
+func (b *buffer) release() {
+	if b.users.Add(-1) == 0 {
+		b.unused <- b // never blocks: there is room for every buffer
+	}
+}
+
+type filled struct {
+	buffer *buffer // nil without a block
+	err    error
+}
+
+// Hashing tells who hashes what comes through an [Ahead].
+type Hashing int
+
+const (
+	// HashByReader is for a source that waits more than it computes.
+	HashByReader Hashing = iota
+	// HashByConsumer is for a consumer that takes less time than the source.
+	HashByConsumer
+	// HashAside has one more goroutine, for where both are busy.
+	HashAside
+)
+
+// check is what an [Ahead] has for verifying.
+type check struct {
+	verifier *Verifier
+	digest   *multibuf.Digest
+	hashing  Hashing
+	waiting  int // at most waitingBlocks
+}
+
+// waitingBlocks is how many blocks of a stream may wait to be hashed: enough that two
+// streams meet. The ring needs one more for it.
+const waitingBlocks = 1
 
 // NewAhead starts reading src into count buffers of blockBytes each.
 func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead {
@@ -43,18 +85,22 @@ func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead 
 	return a
 }
 
-// NewVerifiedAhead is [NewAhead] with what comes verified by v, which has no source, in one more
-// goroutine: hashing takes long enough to be the whole turn of a core. Blocks come
-// when they are hashed, and the end, or [ErrMismatch], as from v itself. [Verifier.Count]
-// may be asked for once the end was seen or after Close.
-func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, count, blockBytes int) *Ahead {
+// NewVerifiedAhead is [NewAhead] with what comes verified by v, which has no source. Blocks
+// come before they are hashed, which is done along with those of other streams in lanes.
+// The end, or [ErrMismatch], comes as from v itself, when all is hashed. [Verifier.Count] may be asked for once the end was seen or after Close.
+func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, by Hashing, lanes *multibuf.Lanes, count, blockBytes int) *Ahead {
 	a := newAhead(count, blockBytes)
+	a.check = &check{v, lanes.Digest(v.hash), by, min(waitingBlocks, count-1)}
+	if by != HashAside {
+		a.done.Go(func() { a.run(ctx, src, a.filled) })
+		return a
+	}
 	unverified := make(chan filled, cap(a.filled))
 	a.done.Go(func() { a.run(ctx, src, unverified) })
 	a.done.Go(func() {
 		defer close(a.filled)
 		for f := range unverified {
-			if !a.pass(v, f) {
+			if !a.check.pass(f, a.filled) {
 				return
 			}
 		}
@@ -64,45 +110,80 @@ func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, count, bl
 
 func newAhead(count, blockBytes int) *Ahead {
 	a := &Ahead{
-		free:   make(chan []byte, count),
+		free:   make(chan *buffer, count),
 		filled: make(chan filled, count+1), // room for every buffer and an error without one
 		stop:   make(chan struct{}),
 	}
 	for range count {
-		a.free <- make([]byte, blockBytes)
+		a.free <- &buffer{bytes: make([]byte, blockBytes), unused: a.free}
 	}
 	return a
-}
-
-// pass verifies what was read, and tells whether more is to come.
-func (a *Ahead) pass(v *Verifier, f filled) bool {
-	v.take(f.block, f.err)
-	if v.err != nil && !errors.Is(v.err, io.EOF) {
-		f.block = nil // the last word, so that nobody misses the buffer
-	}
-	a.filled <- filled{f.block, v.err} // never blocks, like run
-	return v.err == nil
 }
 
 // run reads src and closes out, which has room for every buffer and an error.
 func (a *Ahead) run(ctx context.Context, src io.Reader, out chan<- filled) {
 	defer close(out)
 	for {
-		var buf []byte
+		var b *buffer
 		select {
-		case buf = <-a.free:
+		case b = <-a.free:
 		case <-a.stop:
 			return
 		case <-ctx.Done():
 			out <- filled{err: context.Cause(ctx)} // never blocks: it is the last
 			return
 		}
-		n, err := fill(src, buf[:cap(buf)])
-		out <- filled{buf[:n], err} // never blocks: at most count buffers exist
+		n, err := fill(src, b.bytes)
+		b.block = b.bytes[:n]
+		b.users.Store(1)
+		f := filled{b, err}
+		if n == 0 {
+			f.buffer = nil
+		}
+		if a.check != nil && a.check.hashing == HashByReader {
+			if !a.check.pass(f, out) {
+				return
+			}
+			continue
+		}
+		out <- f // never blocks: at most count buffers exist
 		if err != nil {
 			return
 		}
 	}
+}
+
+// pass hands a block on and then sees that it is hashed, and tells whether more is to come.
+func (c *check) pass(f filled, out chan<- filled) bool {
+	if c.admit(&f) {
+		out <- filled{buffer: f.buffer} // never blocks, like run
+		c.digest.Settle(c.waiting)
+	}
+	err := c.verdict(f.err)
+	if err != nil {
+		out <- filled{err: err}
+	}
+	return err == nil
+}
+
+// admit gives a block to the digest unless it is more than was promised.
+func (c *check) admit(f *filled) bool {
+	if f.buffer == nil || !c.verifier.admit(len(f.buffer.block)) {
+		f.buffer = nil
+		return false
+	}
+	f.buffer.users.Add(1)
+	c.digest.Add(f.buffer.block, f.buffer.release)
+	return true
+}
+
+// verdict returns nil as long as more is to come, given the source's error.
+func (c *check) verdict(err error) error {
+	if err != nil {
+		c.digest.Settle(0)
+		c.verifier.end(err)
+	}
+	return c.verifier.err
 }
 
 // Next implements [Blocks].
@@ -116,19 +197,26 @@ func (a *Ahead) Next() ([]byte, error) {
 		return nil, a.err
 	}
 	if a.lent != nil {
-		a.free <- a.lent // never blocks: at most count buffers exist
+		a.lent.release()
 		a.lent = nil
 	}
 	f, ok := <-a.filled
-	if !ok {
-		f.err = io.ErrClosedPipe
+	switch {
+	case !ok:
+		a.err = io.ErrClosedPipe
+	case a.check != nil && a.check.hashing == HashByConsumer:
+		if a.check.admit(&f) {
+			a.check.digest.Settle(a.check.waiting)
+		}
+		a.err = a.check.verdict(f.err)
+	default:
+		a.err = f.err
 	}
-	a.err = f.err
-	if len(f.block) == 0 {
+	if f.buffer == nil {
 		return nil, a.err
 	}
-	a.lent = f.block
-	return f.block, nil
+	a.lent = f.buffer
+	return a.lent.block, nil
 }
 
 // Read implements [io.Reader].
@@ -150,5 +238,8 @@ func (a *Ahead) Read(p []byte) (int, error) {
 func (a *Ahead) Close() error {
 	a.stopped.Do(func() { close(a.stop) })
 	a.done.Wait()
+	if a.check != nil {
+		a.check.digest.Drop()
+	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash"
@@ -93,14 +94,25 @@ func (v *Verifier) Next() ([]byte, error) {
 
 // take hashes p and turns the end of the source into the verdict.
 func (v *Verifier) take(p []byte, err error) {
-	v.count += int64(len(p))
+	if v.admit(len(p)) {
+		_, _ = v.hash.Write(p) // hash.Hash never fails
+		v.end(err)
+	}
+}
+
+// admit counts bytes, and tells whether they are no more than was promised.
+func (v *Verifier) admit(n int) bool {
+	v.count += int64(n)
 	if v.size != AnySize && v.count > v.size {
 		v.err = &MismatchError{What: v.what, Want: v.want, WantSize: v.size, GotSize: v.count}
-		return
 	}
-	_, _ = v.hash.Write(p) // hash.Hash never fails
-	if !errors.Is(err, io.EOF) {
-		v.err = err
+	return v.err == nil
+}
+
+// end turns the end of the source, when all was hashed, into the verdict.
+func (v *Verifier) end(err error) {
+	if v.err != nil || !errors.Is(err, io.EOF) {
+		v.err = cmp.Or(v.err, err)
 		return
 	}
 	got := oci.DigestOf(v.want.Algorithm(), v.hash)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"dray/internal/multibuf"
 	"dray/internal/oci"
 )
 
@@ -30,9 +31,12 @@ var readers = map[string]func(io.Reader) io.Reader{
 	"halves":          iotest.HalfReader,
 }
 
+// hashings are all that [NewVerifiedAhead] can do.
+var hashings = map[string]Hashing{"reader": HashByReader, "consumer": HashByConsumer, "aside": HashAside}
+
 func TestVerifier(t *testing.T) {
 	t.Parallel()
-	want := oci.DigestBytes([]byte(text))
+	want, lanes := oci.DigestBytes([]byte(text)), multibuf.New()
 	for name, c := range map[string]struct {
 		content string
 		want    oci.Digest
@@ -71,18 +75,23 @@ func TestVerifier(t *testing.T) {
 				if !errors.Is(err, c.err) || c.err == nil && string(got) != c.content {
 					t.Errorf("Next: got %q, %v, want %v", got, err, c.err)
 				}
-				ahead := NewVerifier(nil, "blob", c.want, c.size)
-				a := NewVerifiedAhead(t.Context(), reader(strings.NewReader(c.content)), ahead, 2, 7)
-				got, err = ReadAll(NewReader(a), 1<<20)
-				if !errors.Is(err, c.err) || c.err == nil && string(got) != c.content {
-					t.Errorf("ahead: got %q, %v, want %v", got, err, c.err)
+				if c.err == nil && b.Count() != int64(len(c.content)) {
+					t.Errorf("Next: counted %d bytes", b.Count())
 				}
-				if _, again := a.Next(); c.err != nil && !errors.Is(again, err) {
-					t.Errorf("ahead: after %v Next returns %v", err, again)
-				}
-				_ = a.Close()
-				if counts := [...]int64{b.Count(), ahead.Count()}; c.err == nil && counts != [...]int64{int64(len(c.content)), int64(len(c.content))} {
-					t.Errorf("counted %d bytes", counts)
+				for by, hashing := range hashings {
+					ahead := NewVerifier(nil, "blob", c.want, c.size)
+					a := NewVerifiedAhead(t.Context(), reader(strings.NewReader(c.content)), ahead, hashing, lanes, 2, 7)
+					got, err = ReadAll(NewReader(a), 1<<20)
+					if !errors.Is(err, c.err) || c.err == nil && string(got) != c.content {
+						t.Errorf("hashed by %s: got %q, %v, want %v", by, got, err, c.err)
+					}
+					if _, again := a.Next(); c.err != nil && !errors.Is(again, err) {
+						t.Errorf("hashed by %s: after %v Next returns %v", by, err, again)
+					}
+					_ = a.Close()
+					if c.err == nil && ahead.Count() != int64(len(c.content)) {
+						t.Errorf("hashed by %s: counted %d bytes", by, ahead.Count())
+					}
 				}
 			})
 		}
@@ -98,12 +107,14 @@ func TestVerifierStopsEndlessSource(t *testing.T) {
 	if !ok || mismatch.Got != "" || mismatch.GotSize <= 10 || n > 1<<20 {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
-	a := NewVerifiedAhead(t.Context(), endless{}, NewVerifier(nil, "blob", oci.DigestBytes(nil), 10), 2, 100)
-	if n, err := Drain(a); !errors.Is(err, ErrMismatch) || n > 10 {
-		t.Errorf("ahead: read %d bytes, %v", n, err)
-	}
-	if err := a.Close(); err != nil { // waits for nothing that never ends
-		t.Error(err)
+	for by, hashing := range hashings {
+		a := NewVerifiedAhead(t.Context(), endless{}, NewVerifier(nil, "blob", oci.DigestBytes(nil), 10), hashing, multibuf.New(), 2, 100)
+		if n, err := Drain(a); !errors.Is(err, ErrMismatch) || n > 10 {
+			t.Errorf("hashed by %s: read %d bytes, %v", by, n, err)
+		}
+		if err := a.Close(); err != nil { // waits for nothing that never ends
+			t.Error(err)
+		}
 	}
 }
 
@@ -117,7 +128,7 @@ func TestVerifierPassesErrorsOn(t *testing.T) {
 		return io.MultiReader(strings.NewReader(text), iotest.ErrReader(errSource))
 	}
 	want := oci.DigestBytes([]byte(text))
-	for name, read := range map[string]func() error{
+	ways := map[string]func() error{
 		"reader": func() error {
 			v := NewVerifier(broken(), "blob", want, int64(len(text)))
 			_, err := ReadAll(v, 1<<20)
@@ -130,13 +141,16 @@ func TestVerifierPassesErrorsOn(t *testing.T) {
 			_, again := v.Next()
 			return errors.Join(err, again)
 		},
-		"ahead": func() error {
-			a := NewVerifiedAhead(t.Context(), broken(), NewVerifier(nil, "blob", want, int64(len(text))), 2, 8)
+	}
+	for by, hashing := range hashings {
+		ways["hashed by "+by] = func() error {
+			a := NewVerifiedAhead(t.Context(), broken(), NewVerifier(nil, "blob", want, int64(len(text))), hashing, multibuf.New(), 2, 8)
 			_, err := Drain(a)
 			_, again := a.Next()
 			return errors.Join(err, again, a.Close())
-		},
-	} {
+		}
+	}
+	for name, read := range ways {
 		if err := read(); !errors.Is(err, errSource) || errors.Is(err, ErrMismatch) || errors.Is(err, io.EOF) {
 			t.Errorf("%s: got %v, want %v twice", name, err, errSource)
 		}
