@@ -1,8 +1,8 @@
 // Package multibuf hashes several streams at once on one core (multi-buffer hashing).
 //
 // Each step of SHA-256 waits for the one before it, so that one stream keeps the
-// processor's unit half idle; with two streams in turn the second one costs half as
-// much. A pull has at least two, the blob and its tar, and more when layers
+// processor's unit half idle; with two streams in turn the second one costs a third of
+// the first. A pull has at least two, the blob and its tar, and more when layers
 // come in parallel.
 //
 // The streams of [Lanes] meet there: blocks wait until one of their owners has to have

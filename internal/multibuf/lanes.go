@@ -12,7 +12,7 @@ const aloneBytes = 16 << 10
 
 // Lanes is where streams meet. It is safe for concurrent use.
 type Lanes struct {
-	mu      sync.Mutex // guards the fields below, and the waiting and busy of digests
+	mu      sync.Mutex // guards the fields below, and those of digests from blocks on
 	idle    sync.Cond  // a digest is no longer busy
 	waiting []*Digest  // that have blocks, in no order
 }

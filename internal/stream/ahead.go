@@ -87,7 +87,8 @@ func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead 
 
 // NewVerifiedAhead is [NewAhead] with what comes verified by v, which has no source. Blocks
 // come before they are hashed, which is done along with those of other streams in lanes.
-// The end, or [ErrMismatch], comes as from v itself, when all is hashed. [Verifier.Count] may be asked for once the end was seen or after Close.
+// The end, or [ErrMismatch], comes as from v itself, when all is hashed. [Verifier.Count] may
+// be asked for once the end was seen or after Close.
 func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, by Hashing, lanes *multibuf.Lanes, count, blockBytes int) *Ahead {
 	a := newAhead(count, blockBytes)
 	a.check = &check{v, lanes.Digest(v.hash), by, min(waitingBlocks, count-1)}
