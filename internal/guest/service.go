@@ -31,8 +31,8 @@ const (
 	// DefaultGrace is the time that running pulls have to end at shutdown.
 	DefaultGrace = 20 * time.Second
 
-	maxCalls = 1024            // requests at once, over all connections
-	hardStop = 5 * time.Second // for pulls to end once they are cancelled
+	maxCalls = 1024             // requests at once, over all connections
+	hardStop = 15 * time.Second // for pulls to end once they are cancelled
 )
 
 var (

@@ -16,7 +16,7 @@ import (
 var ErrUnavailable = errors.New("user namespace unavailable")
 
 // trialTime limits how long the trial in [Available] may take.
-const trialTime = 10 * time.Second
+const trialTime = 30 * time.Second
 
 // tools are the programs without which nothing can run inside.
 type tools struct{ nsenter, setpriv, sh, sleep string }

@@ -31,7 +31,7 @@ var ErrNoHolder = errors.New("no user namespace of dray's is alive")
 const MountSource = "dray:"
 
 // stopTime limits how long a killed holder is waited for.
-const stopTime = 5 * time.Second
+const stopTime = 30 * time.Second
 
 // holder is the process that keeps the namespaces open, as its record names it.
 type holder struct {
