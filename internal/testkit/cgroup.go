@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Group is a memory cgroup of its own for a test's commands. Page cache counts, as
@@ -39,7 +38,7 @@ func Cgroup(tb testing.TB, memoryMax int64) *Group {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		if !poll(5*time.Second, func() bool { return os.Remove(g.dir) == nil }) {
+		if !poll(leakPatience, func() bool { return os.Remove(g.dir) == nil }) {
 			tb.Errorf("cgroup %s cannot be removed: its processes still run", g.dir)
 		}
 	})

@@ -40,7 +40,7 @@ func TestNoLeaksSees(t *testing.T) {
 		t.Errorf("of nothing: %s", got)
 	}
 	w = &watched{TB: t}
-	testkit.NoLeaks(w)
+	testkit.NoLeaksWithin(w, 0)
 	stop := make(chan struct{})
 	go func() { <-stop }()
 	f, err := os.Open(os.Args[0])

@@ -169,7 +169,7 @@ func (s *Server) CertDir(tb testing.TB) string {
 // client may have all of an answer before the server has come to its end, which is waited
 // for; not for what stalls.
 func (s *Server) Requests() []Request {
-	const patience = time.Second
+	const patience = 10 * time.Second
 	for end := time.Now().Add(patience); s.answering() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}

@@ -426,10 +426,9 @@ func (w *world) heal(image contents) error {
 // unmount unmounts the target. A process that another worker is just starting has
 // this one's open files until its exec is through: that is asked for again.
 func (w *world) unmount() error {
-	const tries = 20
-	for try := 1; ; try++ {
+	for end := time.Now().Add(commandTime); ; {
 		err := w.run("unmount", w.target)
-		if err == nil || try == tries || !strings.Contains(err.Error(), "mount is in use") {
+		if err == nil || time.Now().After(end) || !strings.Contains(err.Error(), "mount is in use") {
 			return err
 		}
 		<-time.After(10 * time.Millisecond)

@@ -1,0 +1,4 @@
+package testkit
+
+// NoLeaksWithin is [NoLeaks] that waits for so long.
+var NoLeaksWithin = noLeaks
