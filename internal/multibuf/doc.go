@@ -5,8 +5,8 @@
 // the first. A pull has at least two, the blob and its tar, and more when layers
 // come in parallel.
 //
-// The streams of [Lanes] meet there: blocks wait until one of their owners has to have
-// room, who then hashes the oldest of its own along with one of whoever has the most
-// waiting. Nobody waits for a partner, and no goroutine is started. Where the processor
-// cannot do it, and for other hashes, each stream is hashed by itself.
+// The streams of [Lanes] meet there. Who has a new block hashes the oldest of its own along
+// with one of whoever has the most waiting, and lets blocks wait while there is nobody, as
+// long as it has room. Nobody stops for a partner, and no goroutine is started. Where the
+// processor cannot do it, and for other hashes, each stream is hashed by itself.
 package multibuf

@@ -62,17 +62,22 @@ func (d *Digest) Add(p []byte, hashed func()) {
 	d.size += len(p)
 }
 
-// Settle hashes until no more than count blocks wait.
-func (d *Digest) Settle(count int) {
+// Settle hashes until no more than most blocks wait. Beyond that it goes on only as long as there
+// is somebody to hash along with, and leaves one block for others to do so.
+func (d *Digest) Settle(most int) {
 	l := d.lanes
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(d.blocks) > count {
-		if d.busy {
+	for len(d.blocks) > min(1, most) {
+		other := l.partner(d)
+		switch {
+		case d.busy && len(d.blocks) > most:
 			l.idle.Wait() // it is somebody's second lane
-			continue
+		case !d.busy && (other != nil || len(d.blocks) > most):
+			l.step(d, other)
+		default:
+			return
 		}
-		l.step(d)
 	}
 }
 
@@ -96,11 +101,11 @@ func (d *Digest) Hash() hash.Hash {
 	return d.hash
 }
 
-// step hashes some of the oldest block of d, and as much of another digest's. The lock is
-// held before and after, not meanwhile.
-func (l *Lanes) step(d *Digest) {
+// step hashes some of the oldest block of d, and as much of the other digest's, which may be
+// nil. The lock is held before and after, not meanwhile.
+func (l *Lanes) step(d, other *Digest) {
 	mine, n := d.blocks[0], len(d.blocks[0].left)
-	other, theirs := l.partner(d), block{}
+	theirs := block{}
 	d.busy = true
 	if other == nil {
 		n = min(n, aloneBytes-d.odd)

@@ -129,6 +129,28 @@ func TestSettleTakesAnother(t *testing.T) {
 	}
 }
 
+// A block waits for somebody while there is room, and one of those that may wait for others.
+func TestSettleWaitsForAnother(t *testing.T) {
+	t.Parallel()
+	needLanes(t)
+	l := New()
+	d, other := l.Digest(sha256.New()), l.Digest(sha256.New())
+	block := random(1, 640)
+	for _, step := range []struct{ add, others, most, want int }{
+		{3, 0, 2, 2}, {0, 1, 2, 1}, {1, 0, 2, 2}, {0, 1, 0, 0},
+	} {
+		for range step.add {
+			d.Add(block, func() {})
+		}
+		for range step.others {
+			other.Add(block, func() {})
+		}
+		if d.Settle(step.most); len(d.blocks) != step.want || len(other.blocks) > 0 {
+			t.Errorf("%+v: %d blocks wait, %d of the other", step, len(d.blocks), len(other.blocks))
+		}
+	}
+}
+
 // Blocks come while the one before is somebody's second lane.
 func TestAddMeanwhile(t *testing.T) {
 	t.Parallel()

@@ -22,8 +22,8 @@ import (
 )
 
 // The rings between the stages of a layer: enough blocks that a stage which
-// stumbles does not stop its neighbours, and one that waits to be hashed; few enough for
-// the memory formula.
+// stumbles does not stop its neighbours, while up to two wait to be hashed; few enough
+// that 24 MB hold a zstd window beside them.
 const (
 	storedBlocks     = 5
 	storedBlockBytes = 64 << 10

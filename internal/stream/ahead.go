@@ -15,13 +15,13 @@ var (
 )
 
 // Ahead reads a source in its own goroutine, up to a fixed number of buffers
-// ahead of its consumer. Buffers go round in a ring and are never grown.
+// ahead of its consumer. Buffers are used again, and never grown.
 //
 // [Ahead.Next] and [Ahead.Read] may be mixed, by one goroutine. Close stops the
 // goroutine and waits for it; a Read of the source that is under way is waited
 // for, so cancel what the source waits for first.
 type Ahead struct {
-	free    chan *buffer  // empty buffers, capacity = ring size
+	free    *pile         // empty buffers
 	filled  chan filled   // full ones in order, and the end of the context; closed by who sends
 	stop    chan struct{} // closed by Close
 	stopped sync.Once
@@ -36,17 +36,56 @@ type Ahead struct {
 
 // buffer is one of the ring's.
 type buffer struct {
-	bytes  []byte       // all of it
-	block  []byte       // what was read
-	users  atomic.Int32 // the consumer, and the digest until it was hashed
-	unused chan *buffer
+	bytes []byte       // all of it
+	block []byte       // what was read
+	users atomic.Int32 // the consumer, and the digest until it was hashed
+	pile  *pile
 }
 
 // release recycles the buffer when its last user has no more use for it.
 func (b *buffer) release() {
 	if b.users.Add(-1) == 0 {
-		b.unused <- b // never blocks: there is room for every buffer
+		b.pile.put(b)
 	}
+}
+
+// pile holds the buffers that are empty. The one used last is taken first: it is in the
+// processor's cache, where not all of them have room. Others are made when they are needed.
+type pile struct {
+	turns      chan struct{} // one for each buffer that may be taken, capacity = ring size
+	blockBytes int
+
+	mu      sync.Mutex // guards the fields below
+	buffers []*buffer
+}
+
+func newPile(count, blockBytes int) *pile {
+	p := &pile{turns: make(chan struct{}, count), blockBytes: blockBytes}
+	for range count {
+		p.turns <- struct{}{}
+	}
+	return p
+}
+
+// put lays a buffer on the pile, and never blocks.
+func (p *pile) put(b *buffer) {
+	p.mu.Lock()
+	p.buffers = append(p.buffers, b)
+	p.mu.Unlock()
+	p.turns <- struct{}{}
+}
+
+// take returns a buffer for the turn that was received.
+func (p *pile) take() *buffer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	top := len(p.buffers) - 1
+	if top < 0 {
+		return &buffer{bytes: make([]byte, p.blockBytes), pile: p}
+	}
+	b := p.buffers[top]
+	p.buffers = p.buffers[:top]
+	return b
 }
 
 type filled struct {
@@ -71,12 +110,8 @@ type check struct {
 	verifier *Verifier
 	digest   *multibuf.Digest
 	hashing  Hashing
-	waiting  int // at most waitingBlocks
+	waiting  int // how many blocks may wait for another stream's, fewer than there are
 }
-
-// waitingBlocks is how many blocks of a stream may wait to be hashed: enough that two
-// streams meet. The ring needs one more for it.
-const waitingBlocks = 1
 
 // NewAhead starts reading src into count buffers of blockBytes each.
 func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead {
@@ -91,7 +126,7 @@ func NewAhead(ctx context.Context, src io.Reader, count, blockBytes int) *Ahead 
 // be asked for once the end was seen or after Close.
 func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, by Hashing, lanes *multibuf.Lanes, count, blockBytes int) *Ahead {
 	a := newAhead(count, blockBytes)
-	a.check = &check{v, lanes.Digest(v.hash), by, min(waitingBlocks, count-1)}
+	a.check = &check{v, lanes.Digest(v.hash), by, (count - 1) / 2}
 	if by != HashAside {
 		a.done.Go(func() { a.run(ctx, src, a.filled) })
 		return a
@@ -110,30 +145,26 @@ func NewVerifiedAhead(ctx context.Context, src io.Reader, v *Verifier, by Hashin
 }
 
 func newAhead(count, blockBytes int) *Ahead {
-	a := &Ahead{
-		free:   make(chan *buffer, count),
+	return &Ahead{
+		free:   newPile(count, blockBytes),
 		filled: make(chan filled, count+1), // room for every buffer and an error without one
 		stop:   make(chan struct{}),
 	}
-	for range count {
-		a.free <- &buffer{bytes: make([]byte, blockBytes), unused: a.free}
-	}
-	return a
 }
 
 // run reads src and closes out, which has room for every buffer and an error.
 func (a *Ahead) run(ctx context.Context, src io.Reader, out chan<- filled) {
 	defer close(out)
 	for {
-		var b *buffer
 		select {
-		case b = <-a.free:
+		case <-a.free.turns:
 		case <-a.stop:
 			return
 		case <-ctx.Done():
 			out <- filled{err: context.Cause(ctx)} // never blocks: it is the last
 			return
 		}
+		b := a.free.take()
 		n, err := fill(src, b.bytes)
 		b.block = b.bytes[:n]
 		b.users.Store(1)

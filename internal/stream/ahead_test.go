@@ -84,6 +84,33 @@ func (c *counting) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// As long as the consumer keeps up, three buffers do: what was used last is used next.
+func TestAheadUsesFewBuffers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		a := NewAhead(t.Context(), r, 5, 10)
+		used := map[*byte]bool{}
+		for range 20 {
+			if _, err := w.Write(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			block, err := a.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			used[&block[0]] = true
+			synctest.Wait()
+		}
+		if len(used) > 3 {
+			t.Errorf("%d buffers were used", len(used))
+		}
+		if err := errors.Join(w.Close(), a.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // The ring is never larger than it was made, however slow the consumer is.
 func TestAheadIsBounded(t *testing.T) {
 	t.Parallel()
