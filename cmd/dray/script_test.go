@@ -63,6 +63,7 @@ func TestScripts(t *testing.T) { //nolint:paralleltest // mounts
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("DRAY_STOREPATH", filepath.Join(env.WorkDir, "store"))
 			env.Setenv("DRAY_CONFIG", "")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // or each command waits for a second before it ends
 			env.Setenv("DRAY_AUTHFILE", "")
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("PATH", env.Getenv("PATH")+":/usr/sbin:/sbin")
