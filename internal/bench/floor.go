@@ -24,8 +24,9 @@ import (
 )
 
 // Floor fetches every layer of the image, inflates it with dray's own inflater and
-// computes both digests, layers in parallel on all cores, the largest first; it
-// stores nothing. No puller that verifies what it gets can do less.
+// computes both digests with crypto/sha256, one at a time, layers in parallel on all
+// cores, the largest first; it stores nothing. No puller that verifies what it gets does
+// less, though it may hash faster.
 func Floor(ctx context.Context, reference string) error {
 	manifest, blobs, err := fetchManifest(ctx, reference)
 	if err != nil {
