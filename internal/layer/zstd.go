@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
@@ -34,6 +35,7 @@ type zstdReader struct {
 type ZstdTurns struct {
 	free    chan *zstd.Decoder // nil: to be made
 	waiting atomic.Int32
+	dropped atomic.Bool // a decoder was, and its window may still be in memory
 }
 
 // NewZstdTurns lets count layers be read at once.
@@ -97,6 +99,9 @@ func (t *Turn) give(z *zstd.Decoder) {
 	if z != nil && (t == nil || t.of.waiting.Load() == 0 || z.Reset(nil) != nil) {
 		z.Close()
 		z = nil
+		if t != nil {
+			t.of.dropped.Store(true)
+		}
 	}
 	if t != nil {
 		t.of.free <- z
@@ -111,6 +116,9 @@ func newZstd(src io.Reader, maxWindow int64, turn *Turn) (*zstdReader, error) {
 	if z != nil {
 		err = z.Reset(src)
 	} else {
+		if turn != nil && turn.of.dropped.Swap(false) {
+			runtime.GC() // or there are two windows
+		}
 		z, err = zstd.NewReader(src,
 			zstd.WithDecoderConcurrency(1),
 			zstd.WithDecoderLowmem(true),
