@@ -28,7 +28,7 @@ import (
 const memoryMax = 48 << 20
 
 const (
-	// promisedBytes bound what the service takes of any image. A zstd layer's window is
+	// promisedBytes bound what a pull takes of any image. A zstd layer's window is
 	// not in the formula's total, which is less on one processor.
 	promisedBytes = 24_000_000
 
@@ -100,6 +100,40 @@ func TestMemoryOfPulls(t *testing.T) { //nolint:paralleltest // measures
 	}
 }
 
+// Nor does the command take more than the service, in either layout: its start-up is no part
+// of what it holds while it pulls.
+func TestMemoryOfTheCommand(t *testing.T) { //nolint:paralleltest // measures
+	if testing.Short() || testkit.Race {
+		t.Skip("scripts/test runs it by itself")
+	}
+	testkit.Need(t, testkit.Root(), testkit.Overlay())
+	program := stripped(t)
+	layouts := t.TempDir()
+	b := testkit.Image(t)
+	for i := range 22 {
+		b = b.LayerOf(testkit.FileSeq("files"+strconv.Itoa(i), 5000))
+	}
+	b.GzipLevel(gzip.BestSpeed).Write(testkit.LayoutAt(t, filepath.Join(layouts, "image")), "v1")
+	registry := testkit.Registry(t, layouts)
+	for _, layout := range []string{"dir", "erofs"} { //nolint:paralleltest // measures
+		t.Run(layout, func(t *testing.T) {
+			out, err := exec.CommandContext(t.Context(), program, "pull", "--json", "--plain-http", "--rootless", "never",
+				"--storepath", t.TempDir(), "--layout", layout, registry.Ref("image:v1")).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var evidence dray.Evidence
+			if err := json.Unmarshal(out, &evidence); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("held %d bytes", evidence.PeakBytes)
+			if evidence.PeakBytes == 0 || evidence.PeakBytes > promisedBytes {
+				t.Errorf("the command held %d bytes, at most it should be %d", evidence.PeakBytes, promisedBytes)
+			}
+		})
+	}
+}
+
 // Nor does a pull that takes files from the store take more.
 func TestMemoryOfReuse(t *testing.T) { //nolint:paralleltest // measures
 	if testing.Short() || testkit.Race {
@@ -107,10 +141,7 @@ func TestMemoryOfReuse(t *testing.T) { //nolint:paralleltest // measures
 	}
 	testkit.Need(t, testkit.Root(), testkit.Overlay(), testkit.MemoryCgroup())
 	have := build(t)
-	program := filepath.Join(t.TempDir(), "dray")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	program := stripped(t)
 	formula := explained(t, program)
 	for _, format := range []estargz.Format{estargz.EStargz, estargz.ZstdChunked} { //nolint:paralleltest // measures
 		layouts := t.TempDir()
@@ -170,6 +201,17 @@ func seekable(t *testing.T, l *ocidir.Layout, tag string, format estargz.Format,
 		Config(func(i *oci.Image) { i.RootFS.DiffIDs[0] = result.DiffID }).
 		Manifest(func(m *oci.Manifest) { m.Layers[0].Annotations = result.Annotations }).Write(l, tag)
 	return oci.Descriptor{Digest: result.Digest, Size: result.Size}
+}
+
+// stripped builds the program without symbols and returns its path. The Makefile leaves more
+// out, so that what is installed takes less.
+func stripped(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "dray")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program
 }
 
 func explained(t *testing.T, program string) dray.Formula {

@@ -119,6 +119,8 @@ func programRanges() [][2]uintptr {
 // trimming is next, with the program's pages let go of while there are events. Nil is
 // no next.
 func trimming(next func(dray.Event)) func(dray.Event) {
+	program.drop() // what start-up touched is more than a pull ever has at once
+	program.pulling()
 	return func(e dray.Event) {
 		program.pulling()
 		if next != nil {
