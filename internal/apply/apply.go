@@ -60,7 +60,8 @@ type Options struct {
 	// "" stands for, or [SHA256].
 	ContentHash string
 
-	// Cache is what files may fill of the page cache; nil: as much as they like.
+	// Cache is what files may fill of the page cache; nil: as much as they like. Small
+	// and sparse ones do not count, and stay.
 	Cache *PageCache
 
 	// Log receives one warning if the result is not exact; nil discards it.
@@ -124,6 +125,7 @@ type applier struct {
 	tar     *layer.Tar
 	journal *journal // nil for none
 	filler  *filler  // nil on one core
+	leaving leaving
 	result  Result
 
 	uid, gid  uint32 // whose new files are
@@ -165,14 +167,15 @@ func (a *applier) applyAll(ctx context.Context, root *os.File) (Result, error) {
 	return a.result, err
 }
 
-// runAll is run, with a filler beside it where there is a core for it.
+// runAll is run, with a filler beside it where there is a core for it, until all files
+// are closed.
 func (a *applier) runAll(ctx context.Context) error {
 	if runtime.GOMAXPROCS(0) == 1 {
-		return a.run(ctx)
+		return errors.Join(a.run(ctx), a.leaving.close())
 	}
 	a.filler = newFiller()
 	err := a.run(ctx)
-	return errors.Join(err, a.filler.close())
+	return errors.Join(err, a.filler.close(), a.leaving.close())
 }
 
 func (a *applier) run(ctx context.Context) error {

@@ -2,7 +2,6 @@ package apply
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -106,20 +105,21 @@ func (b *Bulk) step() error {
 	return nil
 }
 
-// writeOut is sync_file_range(2) of a step. It makes nothing durable: that is for
-// whoever syncs the file system.
+// writeOut is sync_file_range(2) of a step.
 func (b *Bulk) writeOut(from int64, flags int) error {
-	for {
-		err := unix.SyncFileRange(b.fd, from, bulkStepBytes, flags)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
-			b.cache, b.dropping = nil, false // the file system has no such thing
-			return nil
-		default:
-			return err
-		}
+	possible, err := writeOut(b.fd, from, bulkStepBytes, flags)
+	if err == nil && !possible {
+		b.cache, b.dropping = nil, false
 	}
+	return err
+}
+
+// leaves tells of a file that is complete whether it is to leave the page cache.
+func (b *Bulk) leaves() bool {
+	if rest := b.at - b.stepped; b.at >= leavesFrom && !b.dropping && rest > 0 {
+		b.dropping = !b.cache.take(rest)
+	}
+	return b.dropping
 }
 
 // Close takes back what was reserved and not written. The file stays open.

@@ -9,11 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"dray/internal/apply"
+	"dray/internal/testkit"
 )
 
 // Whatever the sizes, of the file, of the writes and of what may stay in memory, the file
@@ -89,23 +89,7 @@ func TestBulkLeavesThePageCache(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	end := int64(steps*step) / step * step
-	mapped, err := unix.Mmap(int(f.Fd()), 0, int(end), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Munmap(mapped) }()
-	page := os.Getpagesize()
-	resident := make([]byte, (len(mapped)+page-1)/page)
-	if err := mincore(mapped, resident); err != nil {
-		t.Fatal(err)
-	}
-	in := func(from, to int) (n int) {
-		for _, r := range resident[from*step/page : to*step/page] {
-			n += int(r & 1)
-		}
-		return n * page
-	}
+	in := func(from, to int64) int64 { return testkit.Cached(t, f.Name(), from*step, to*step) }
 	if got := in(0, room); got != room*step {
 		t.Errorf("of the %d bytes that there was room for %d are in memory", room*step, got)
 	}
@@ -142,12 +126,4 @@ func TestPageCacheShare(t *testing.T) {
 			t.Error("where there was no limit there is one")
 		}
 	}
-}
-
-func mincore(mapped, resident []byte) error {
-	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])), uintptr(len(mapped)), uintptr(unsafe.Pointer(&resident[0])))
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }

@@ -25,17 +25,23 @@ func (a *applier) file(ctx context.Context, d *openedDir, base string, e *layer.
 		return err
 	}
 	d.changed = true
-	left := a.leavesToFiller(d, e)
+	left, leaves := a.leavesToFiller(d, e), false
 	if left {
 		err = a.leaveToFiller(ctx, fd, e)
 	} else {
-		err = a.fill(ctx, d, fd, e)
+		leaves, err = a.fill(ctx, d, fd, e)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
-	if !left {
+	switch {
+	case left:
+	case leaves:
+		if err := a.leaving.add(fd, e.Name, e.Size); err != nil {
+			return err
+		}
+	default:
 		// Some file systems report here what they could not write.
 		if err := unix.Close(fd); err != nil {
 			return fmt.Errorf("close: %w", err)
@@ -48,18 +54,23 @@ func (a *applier) file(ctx context.Context, d *openedDir, base string, e *layer.
 	return a.journal.file(d.path, base, e)
 }
 
-// fill writes a new file's body and sets its attributes, to what e says then.
-func (a *applier) fill(ctx context.Context, d *openedDir, fd int, e *layer.Entry) error {
+// fill writes a new file's body and sets its attributes, to what e says then. It tells
+// whether the file is to leave the page cache.
+func (a *applier) fill(ctx context.Context, d *openedDir, fd int, e *layer.Entry) (leaves bool, err error) {
 	a.journal.beginContent()
-	var err error
 	if e.Sparse != nil {
 		err = a.writeSparse(ctx, fd, e)
 	} else {
-		err = a.write(ctx, fd, e.Size)
+		leaves, err = a.write(ctx, fd, e.Size)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
+	return leaves, a.setAttributes(d, fd, e)
+}
+
+// setAttributes gives a new file what e says, but for what it was made with.
+func (a *applier) setAttributes(d *openedDir, fd int, e *layer.Entry) error {
 	chowned, err := a.chownFile(d, fd, e)
 	if err != nil {
 		return err
@@ -113,22 +124,23 @@ func (a *applier) ignoreOwner(e *layer.Entry, err error) error {
 	return fmt.Errorf("change owner to %d:%d: %w", e.UID, e.GID, err)
 }
 
-func (a *applier) write(ctx context.Context, fd int, size int64) error {
+// write writes a body, and tells whether the file is to leave the page cache.
+func (a *applier) write(ctx context.Context, fd int, size int64) (leaves bool, err error) {
 	out := NewBulk(fd, size, a.o.Cache)
 	for {
 		part, err := a.tar.Body()
 		if err == io.EOF { //nolint:errorlint // the body's own mark of its end
-			return out.Close()
+			return out.leaves(), out.Close()
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 		a.journal.content(part)
 		if _, err := out.Write(part); err != nil {
-			return err
+			return false, err
 		}
 	}
 }
