@@ -12,11 +12,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"dray"
 	"dray/cmd/internal/cli"
 	"dray/internal/bench"
 	"dray/internal/registry"
+	"dray/internal/userns"
 )
 
 // benchFlags are what `dray bench` can be told.
@@ -110,7 +112,7 @@ func newBenchFloorCommand() *cobra.Command {
 }
 
 func runBench(ctx context.Context, app *cli.App, f benchFlags, servers []string) error {
-	if err := bench.Isolate(); err != nil {
+	if err := userns.Isolate(unix.MS_SLAVE); err != nil {
 		return err
 	}
 	o, err := f.options(ctx, app, servers)

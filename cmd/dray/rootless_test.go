@@ -60,7 +60,7 @@ func as(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	home := ts.Getenv("U")
 	exitCode(ts, false, append([]string{
-		args[0], "unshare", "--mount", "--propagation", "private", "sh", "-c", asUser, "sh", home + ".ranges", home,
+		args[0], "unshare", "--mount", "--propagation", "slave", "sh", "-c", asUser, "sh", home + ".ranges", home,
 		"env", "HOME=" + home, "XDG_RUNTIME_DIR=" + home + "/run", "XDG_DATA_HOME=", "TMPDIR=" + home + "/tmp",
 		"DRAY_STOREPATH=" + home + "/store", "PATH=" + home + ".bin:" + ts.Getenv("PATH"),
 	}, args[1:]...))

@@ -14,17 +14,26 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"dray/internal/oci"
 	"dray/internal/ocidir"
 	"dray/internal/store"
 	"dray/internal/testkit"
+	"dray/internal/userns"
 )
 
 // TestMain makes this test binary the program itself when it is called dray or by
 // the name that users of containerd's tool know.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"dray": main, "ctr-remote": main, "dray-interrupted-late": interruptedLate})
+	programs := map[string]func(){"dray": main, "ctr-remote": main, "dray-interrupted-late": interruptedLate}
+	if programs[filepath.Base(os.Args[0])] == nil {
+		if err := userns.Isolate(unix.MS_SHARED); err != nil { // others' tests make namespaces
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	testscript.Main(m, programs)
 }
 
 // interruptedLate is a dray that gets SIGINT when its work is done and it is about

@@ -127,7 +127,7 @@ func shellImage(t *testing.T, dir string) testkit.Built {
 func startGuest(t *testing.T, root string, flags ...string) *server {
 	t.Helper()
 	s := &server{stderr: &lockedBuffer{}}
-	s.cmd = exec.CommandContext(t.Context(), "unshare", append([]string{"--mount", "--net", "sh", "-c", guestScript, "sh"}, flags...)...)
+	s.cmd = exec.CommandContext(t.Context(), "unshare", append([]string{"--mount", "--propagation", "slave", "--net", "sh", "-c", guestScript, "sh"}, flags...)...)
 	busybox, err := exec.LookPath("busybox") // static: nothing else would run in there
 	if err != nil {
 		t.Fatal(err)

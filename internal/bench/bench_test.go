@@ -16,8 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"dray/internal/bench"
 	"dray/internal/testkit"
+	"dray/internal/userns"
 )
 
 // TestMain lets the test binary be a program under test: "bench do-floor REF" as dray
@@ -49,7 +52,7 @@ func TestMain(m *testing.M) {
 	case len(os.Args) == 3 && os.Args[1] == "profile":
 		exit(allocate(os.Args[2]))
 	}
-	if err := bench.Isolate(); err != nil { // others' tests make namespaces
+	if err := userns.Isolate(unix.MS_SLAVE); err != nil { // others' tests make namespaces
 		exit(err)
 	}
 	os.Exit(m.Run())

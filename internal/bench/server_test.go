@@ -25,6 +25,7 @@ import (
 	"dray/internal/bench"
 	"dray/internal/guest/api"
 	"dray/internal/testkit"
+	"dray/internal/userns"
 )
 
 // bad is a server of the right protocol that does what it should not.
@@ -212,7 +213,7 @@ func TestDiskFull(t *testing.T) {
 // measureAlone is a bench in a process of its own, of the corpus, with work as its
 // directory; the report goes to work as well.
 func measureAlone(corpusDir, work string) error {
-	if err := bench.Isolate(); err != nil {
+	if err := userns.Isolate(unix.MS_SLAVE); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT)

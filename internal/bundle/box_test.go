@@ -17,6 +17,7 @@ import (
 
 	"dray/internal/oci"
 	"dray/internal/testkit"
+	"dray/internal/userns"
 )
 
 // busybox is a static busybox, as Debian's busybox-static has it.
@@ -88,7 +89,7 @@ func crunWithoutHybrid(t *testing.T, dir, path string) string {
 		return path
 	}
 	wrapper := filepath.Join(dir, "crun")
-	script := "#!/bin/sh\nexec unshare --mount sh -c 'umount " + unified + "; exec " + path + " \"$@\"' crun \"$@\"\n"
+	script := "#!/bin/sh\nexec unshare --mount --propagation slave sh -c 'umount " + unified + "; exec " + path + " \"$@\"' crun \"$@\"\n"
 	if err := testkit.WriteProgram(wrapper, []byte(script)); err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +220,10 @@ const (
 func TestMain(m *testing.M) {
 	if os.Getenv(childRun) != "" {
 		os.Exit(child())
+	}
+	if err := userns.Isolate(unix.MS_SHARED); err != nil { // others' tests make namespaces
+		_, _ = os.Stderr.WriteString(err.Error() + "\n")
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }

@@ -60,6 +60,8 @@ func program() int {
 			Args: os.Args, Dir: dir, UIDs: strings.Fields(string(uids)), Mounts: mounts, Home: os.Getenv("HOME"),
 			Inside: userns.Inside(), Single: userns.SingleID(), UID: os.Getuid(),
 		})
+	case "isolate":
+		return report(isolate(args[0]))
 	case "mount":
 		return report(unix.Mount(userns.MountSource+"test", args[0], "tmpfs", 0, ""))
 	case "unmount":

@@ -2,21 +2,18 @@ package faults
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-// namespaceVariable is set in the process that has a mount namespace of its own.
-const namespaceVariable = "DRAY_TEST_NAMESPACE"
+	"dray/internal/userns"
+)
 
 // nightlyVariable asks for every call on a larger image, and more time.
 const nightlyVariable = "DRAY_NIGHTLY"
@@ -34,7 +31,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "launch:", launch())
 		os.Exit(125)
 	}
-	code, err := mainInNamespace(m)
+	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -42,27 +39,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// mainInNamespace runs the tests where no other process sees their mounts: a copy
-// of one in another namespace keeps its files in use. Those of others are copied here too,
-// and go when others unmount them, where theirs are shared (scripts/test).
-func mainInNamespace(m *testing.M) (int, error) {
+func run(m *testing.M) (int, error) {
 	if os.Geteuid() != 0 {
 		return m.Run(), nil // each test says what it needs
 	}
-	if os.Getenv(namespaceVariable) == "" {
-		cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...)
-		cmd.Args[0] = os.Args[0]
-		cmd.Env = append(os.Environ(), namespaceVariable+"=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		err := cmd.Run()
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			return exit.ExitCode(), nil
-		}
+	if err := userns.Isolate(unix.MS_SHARED); err != nil { // others' tests make namespaces
 		return 0, err
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return 0, fmt.Errorf("keep mounts from others: %w", err)
 	}
 	dir, err := os.MkdirTemp("", "faults-")
 	if err != nil {
@@ -82,7 +64,7 @@ func mainInNamespace(m *testing.M) (int, error) {
 func environment() []string {
 	var kept []string
 	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "DRAY_") && name != namespaceVariable {
+		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "DRAY_") {
 			kept = append(kept, v)
 		}
 	}
