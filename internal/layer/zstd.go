@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
@@ -117,7 +117,7 @@ func newZstd(src io.Reader, maxWindow int64, turn *Turn) (*zstdReader, error) {
 		err = z.Reset(src)
 	} else {
 		if turn != nil && turn.of.dropped.Swap(false) {
-			runtime.GC() // or there are two windows
+			debug.FreeOSMemory() // or there are two windows: beside the old one's pages, if these are not all free
 		}
 		z, err = zstd.NewReader(src,
 			zstd.WithDecoderConcurrency(1),
@@ -143,6 +143,8 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 
 // Close implements [io.Closer].
 func (r *zstdReader) Close() error {
-	r.turn.give(r.z)
+	z := r.z
+	r.z = nil // its window goes, whoever still holds the reader
+	r.turn.give(z)
 	return nil
 }
