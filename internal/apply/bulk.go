@@ -29,7 +29,8 @@ const (
 // What the [PageCache] has no room for is written out at once, and leaves the cache
 // once it is on the disk. The next bytes get the pages that it had. That keeps the
 // cache of the machine for others, and a virtual machine from getting all its memory from
-// its host anew, which takes several times as long as the copy (docs/bench.md).
+// its host anew, which takes several times as long as the copy (docs/bench.md). What stays
+// is written out as well where the cache says so ([NewPageCache]).
 type Bulk struct {
 	fd       int
 	cache    *PageCache
@@ -89,25 +90,26 @@ func (b *Bulk) step() error {
 	b.dropping = b.dropping || !b.cache.take(bulkStepBytes)
 	if !b.dropping {
 		b.cached = b.stepped
-		return nil
 	}
-	if err := b.writeOut(from, unix.SYNC_FILE_RANGE_WRITE); err != nil {
-		return err
+	if b.dropping || b.cache.writesEarly() {
+		if err := b.writeOut(from, bulkStepBytes, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+			return err
+		}
 	}
 	old := from - bulkSteps*bulkStepBytes
-	if old < b.cached {
+	if !b.dropping || old < b.cached {
 		return nil
 	}
-	if err := b.writeOut(old, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
+	if err := b.writeOut(old, bulkStepBytes, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
 		return err
 	}
 	_ = unix.Fadvise(b.fd, old, bulkStepBytes, unix.FADV_DONTNEED) // an advice
 	return nil
 }
 
-// writeOut is sync_file_range(2) of a step.
-func (b *Bulk) writeOut(from int64, flags int) error {
-	possible, err := writeOut(b.fd, from, bulkStepBytes, flags)
+// writeOut is sync_file_range(2).
+func (b *Bulk) writeOut(from, length int64, flags int) error {
+	possible, err := writeOut(b.fd, from, length, flags)
 	if err == nil && !possible {
 		b.cache, b.dropping = nil, false
 	}
@@ -124,18 +126,25 @@ func (b *Bulk) leaves() bool {
 
 // Close takes back what was reserved and not written. The file stays open.
 func (b *Bulk) Close() error {
-	if b.reserved <= b.at {
-		return nil
+	if b.reserved > b.at {
+		if err := unix.Ftruncate(b.fd, b.at); err != nil {
+			return fmt.Errorf("set size to %d: %w", b.at, err)
+		}
 	}
-	if err := unix.Ftruncate(b.fd, b.at); err != nil {
-		return fmt.Errorf("set size to %d: %w", b.at, err)
+	if rest := b.at - b.stepped; b.cache.writesEarly() && rest > 0 && b.at >= leavesFrom {
+		if err := b.writeOut(b.stepped, rest, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
 	}
 	return nil
 }
 
 // PageCache is how much of what one pull writes may stay in the page cache. Many
 // may use it at once. nil is without a limit.
-type PageCache struct{ left atomic.Int64 }
+type PageCache struct {
+	left  atomic.Int64
+	early bool
+}
 
 // cacheShare is the part of the memory that is available which one pull may fill.
 const cacheShare = 8
@@ -144,8 +153,10 @@ const cacheShare = 8
 const tooLargeShare = 4
 
 // NewPageCache returns the eighth of the memory that is available now (MemAvailable,
-// proc(5)); no limit where that is not known.
-func NewPageCache() *PageCache {
+// proc(5)); no limit where that is not known. Early has what stays written out as soon as
+// it is complete, for a pull that waits until all is on the disk: that is then done while
+// it still inflates. Files below 256 KiB are left to the kernel.
+func NewPageCache(early bool) *PageCache {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return nil
@@ -156,15 +167,15 @@ func NewPageCache() *PageCache {
 			if err != nil {
 				return nil
 			}
-			return PageCacheOf(kib << 10 / cacheShare)
+			return PageCacheOf(kib<<10/cacheShare, early)
 		}
 	}
 	return nil
 }
 
-// PageCacheOf returns one of the given size.
-func PageCacheOf(bytes int64) *PageCache {
-	c := &PageCache{}
+// PageCacheOf is [NewPageCache] of a given size.
+func PageCacheOf(bytes int64, early bool) *PageCache {
+	c := &PageCache{early: early}
 	c.left.Store(bytes)
 	return c
 }
@@ -207,14 +218,16 @@ func (c *PageCache) Share(sizes []int64) []*PageCache {
 			left -= max(0, sizes[i])
 		case fits:
 			fits = false
-			shares[i] = PageCacheOf(left)
+			shares[i] = PageCacheOf(left, c.early)
 			c.left.Add(-left)
 		default:
-			shares[i] = PageCacheOf(0)
+			shares[i] = PageCacheOf(0, c.early)
 		}
 	}
 	return shares
 }
+
+func (c *PageCache) writesEarly() bool { return c != nil && c.early }
 
 // take tells whether n more bytes may stay.
 func (c *PageCache) take(n int64) bool {

@@ -25,7 +25,7 @@ func TestBulkWritesWhatItIsGiven(t *testing.T) {
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
 	for _, size := range []int{0, 1, step - 1, step, step + 1, 3 * step, len(content)} {
 		for _, known := range []bool{false, true} {
-			for _, cache := range []*apply.PageCache{nil, apply.PageCacheOf(0), apply.PageCacheOf(2 * step)} {
+			for _, cache := range []*apply.PageCache{nil, apply.PageCacheOf(0, false), apply.PageCacheOf(2*step, false), apply.PageCacheOf(2*step, true)} {
 				if size == len(content) && known == (cache == nil) {
 					continue // the large one is slow
 				}
@@ -79,7 +79,7 @@ func TestBulkLeavesThePageCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = errors.Join(f.Close(), os.Remove(f.Name())) }()
-	w := apply.NewBulk(int(f.Fd()), 0, apply.PageCacheOf(room*step))
+	w := apply.NewBulk(int(f.Fd()), 0, apply.PageCacheOf(room*step, false))
 	block := bytes.Repeat([]byte("layer"), step/5)
 	for written := 0; written < steps*step; written += len(block) {
 		if _, err := w.Write(block); err != nil {
@@ -98,6 +98,27 @@ func TestBulkLeavesThePageCache(t *testing.T) {
 	}
 }
 
+// What stays is on its way to the disk when the file is complete, if it is to be early.
+func TestBulkWritesEarly(t *testing.T) {
+	for _, size := range []int{256 << 10, 20<<20 + 1} {
+		f, err := os.CreateTemp("/var/tmp", "dray-bulk-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = errors.Join(f.Close(), os.Remove(f.Name())) }()
+		w := apply.NewBulk(int(f.Fd()), 0, apply.PageCacheOf(64<<20, true).Share([]int64{1})[0])
+		if _, err := w.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if dirty := testkit.Dirty(t, f); dirty > 0 {
+			t.Errorf("of %d bytes %d are not on their way", size, dirty)
+		}
+	}
+}
+
 // Small files stay together, whatever comes first; what they leave is for the next.
 func TestPageCacheShare(t *testing.T) {
 	for _, test := range []struct {
@@ -112,7 +133,7 @@ func TestPageCacheShare(t *testing.T) {
 		{100, []int64{500}, []int64{25}},
 		{0, []int64{5, 0}, []int64{0, 0}},
 	} {
-		shares := apply.PageCacheOf(test.room).Share(test.sizes)
+		shares := apply.PageCacheOf(test.room, false).Share(test.sizes)
 		var got []int64
 		for _, s := range shares {
 			got = append(got, s.Room())

@@ -34,7 +34,7 @@ func TestFilesLeaveThePageCache(t *testing.T) {
 	}
 	defer func() { _ = root.Close() }()
 	before := openFDs(t)
-	a, err := applyTo(t, root, tarOf(t, items...), Options{Cache: PageCacheOf(stay*size + size/2)})
+	a, err := applyTo(t, root, tarOf(t, items...), Options{Cache: PageCacheOf(stay*size+size/2, false)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -243,12 +243,12 @@ const usualRatio = 3
 
 // shareCache gives each job its part of the page cache. The largest layer is pulled
 // first, but what every program needs, a shell and the C library, is in small ones.
-func shareCache(jobs []job) {
+func (e *Engine) shareCache(jobs []job) {
 	sizes := make([]int64, len(jobs))
 	for i, j := range jobs {
 		sizes[i] = cmp.Or(uncompressedHint(j.blob), usualRatio*j.blob.Size)
 	}
-	for i, share := range apply.NewPageCache().Share(sizes) {
+	for i, share := range apply.NewPageCache(e.options.Sync == SyncBefore).Share(sizes) {
 		jobs[i].cache = share
 	}
 }
@@ -297,7 +297,7 @@ func (e *Engine) pullLayers(ctx context.Context, r Request, source *sharedSource
 		return err
 	}
 	sort.SliceStable(wanted, func(i, j int) bool { return wanted[i].blob.Size > wanted[j].blob.Size })
-	shareCache(wanted)
+	e.shareCache(wanted)
 
 	var mu sync.Mutex // guards evidence
 	group, ctx := errgroup.WithContext(ctx)

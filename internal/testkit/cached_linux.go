@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"errors"
 	"os"
 	"testing"
 	"unsafe"
@@ -39,4 +40,19 @@ func Cached(t *testing.T, name string, from, to int64) int64 {
 		pages += int64(r & 1)
 	}
 	return pages * int64(page)
+}
+
+// Dirty returns how many bytes of a file are in the page cache, counted in whole pages,
+// and neither on the disk nor on their way there.
+func Dirty(t *testing.T, f *os.File) int64 {
+	t.Helper()
+	var stat unix.Cachestat_t
+	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &stat, 0)
+	if errors.Is(err, unix.ENOSYS) {
+		Lacking(t, "cachestat", "Linux 6.5 has it")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int64(stat.Dirty) * int64(os.Getpagesize())
 }
