@@ -143,8 +143,6 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 
 // Close implements [io.Closer].
 func (r *zstdReader) Close() error {
-	z := r.z
-	r.z = nil // its window goes, whoever still holds the reader
-	r.turn.give(z)
+	r.turn.give(r.z)
 	return nil
 }
